@@ -1,0 +1,136 @@
+"""What was seen: one frozen record per observation. Nothing after this boundary needs torch."""
+
+import datetime
+import functools
+import os
+import platform
+from importlib import metadata
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
+
+from scaler.batch import BatchPlan
+from scaler.schema import Strict
+
+Stop = Literal["reached", "limit", "diverged", "deadline"]
+
+
+class Environment(Strict):
+    """The machine and the versions an observation was taken with."""
+
+    device: str
+    world_size: PositiveInt
+    """Ranks of the worker group; an observation may use fewer."""
+    machine: str
+    cpu_count: PositiveInt
+    versions: dict[str, str]
+
+
+class Observation(Strict):
+    """What every record carries. `task` identifies the question asked, so that no question is asked twice."""
+
+    task: str
+    seed: int
+    taken_at: datetime.datetime
+    environment: Environment
+
+
+class MemoryRecord(Observation):
+    """The peak of device memory over two optimizer steps, or that they ran out."""
+
+    kind: Literal["memory"] = "memory"
+    plan: BatchPlan
+    out_of_memory: bool
+    peak_bytes: PositiveInt | None = None
+    """Absent when the device ran out."""
+    capacity_bytes: PositiveInt | None = None
+
+
+class ThroughputRecord(Observation):
+    """Every step time of one launch of one plan, warm-up included."""
+
+    kind: Literal["throughput"] = "throughput"
+    plan: BatchPlan
+    step_times_s: tuple[PositiveFloat, ...]
+    warmup_steps: NonNegativeInt
+    """How many of the first step times are not to be used."""
+
+
+class NoiseRecord(Observation):
+    """Squared gradient norms per step: of `small_batch` examples (mean over workers), and of the batch."""
+
+    kind: Literal["noise"] = "noise"
+    plan: BatchPlan
+    learning_rate: PositiveFloat
+    small_batch: PositiveFloat
+    small_squared_norms: tuple[float, ...]
+    big_squared_norms: tuple[float, ...]
+
+
+class Evaluation(Strict):
+    """One point of a training curve. A metric that was not finite is absent."""
+
+    examples: NonNegativeInt
+    train_time_s: float
+    metric: float | None
+
+
+class ConvergenceRecord(Observation):
+    """One training run to the target; `examples` is how far it got, whether it reached it or not."""
+
+    kind: Literal["convergence"] = "convergence"
+    plan: BatchPlan
+    learning_rate: PositiveFloat
+    warmup_examples: NonNegativeInt
+    dataset_examples: PositiveInt
+    stop: Stop
+    examples: NonNegativeInt
+    steps: NonNegativeInt
+    curve: tuple[Evaluation, ...]
+
+    @property
+    def reached(self) -> bool:
+        """Whether the target was met; else `examples` is a censored observation."""
+        return self.stop == "reached"
+
+
+class ConfirmationRecord(ConvergenceRecord):
+    """The chosen plan, trained once on its real workers, with every step time."""
+
+    kind: Literal["confirmation"] = "confirmation"  # type: ignore[assignment]
+    step_times_s: tuple[PositiveFloat, ...]
+
+
+Record = Annotated[
+    MemoryRecord | ThroughputRecord | NoiseRecord | ConvergenceRecord | ConfirmationRecord,
+    Field(discriminator="kind"),
+]
+RECORD: TypeAdapter[Record] = TypeAdapter(Record)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that measurements depend on, where installed."""
+    found = {"python": platform.python_version()}
+    for package in ("scaler", "torch", "ray", "deepspeed", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def environment(device: str, world_size: int) -> Environment:
+    """Describe this process's machine; `device` is the device's own name."""
+    return Environment(
+        device=device,
+        world_size=world_size,
+        machine=f"{platform.system()} {platform.machine()}",
+        cpu_count=os.cpu_count() or 1,
+        versions=versions(),
+    )
+
+
+def now() -> datetime.datetime:
+    """The time of an observation, in UTC."""
+    return datetime.datetime.now(datetime.UTC)

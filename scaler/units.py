@@ -1,0 +1,54 @@
+"""Numbers as people read them, and back: the one formatter of the project."""
+
+import re
+
+_BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+")
+
+
+def format_bytes(size_bytes: float) -> str:
+    """Format bytes with a binary unit: 1536 is '1.5 KiB'."""
+    size, unit = float(size_bytes), _BYTE_UNITS[0]
+    for unit in _BYTE_UNITS:
+        if abs(size) < 1024 or unit == _BYTE_UNITS[-1]:
+            break
+        size /= 1024
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def format_seconds(duration_s: float) -> str:
+    """Format seconds with the unit that suits their size: 0.0042 is '4.20 ms', 90 is '1m30s'."""
+    if duration_s < 1e-3:
+        return f"{duration_s * 1e6:.0f} us"
+    if duration_s < 1:
+        return f"{duration_s * 1e3:.3g} ms"
+    if duration_s < 60:
+        return f"{duration_s:.3g} s"
+    minutes, seconds = divmod(round(duration_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
+def format_count(value: float) -> str:
+    """Format a count with thousands separators, to three digits or the unit: 1437.2 is '1,437'."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def parse_seconds(text: str | int | float) -> float:
+    """Read a duration such as '90', '90s', '20m' or '1h30m' as seconds.
+
+    Raises:
+        ValueError: the text is not a positive duration.
+    """
+    raw = str(text).strip().lower()
+    if _DURATION.fullmatch(raw):
+        duration_s = sum(float(n) * _SECONDS[u] for n, u in re.findall(r"([\d.]+)([smhd])", raw))
+    else:
+        try:
+            duration_s = float(raw)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a duration such as 90s, 20m or 1h30m") from None
+    if not 0 < duration_s < float("inf"):
+        raise ValueError(f"a duration must be positive and finite, not {text!r}")
+    return duration_s

@@ -1,0 +1,1 @@
+"""Built-in workloads, each a module with a `workload`: digits, mnist, chars."""
