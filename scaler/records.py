@@ -35,6 +35,17 @@ class Observation(Strict):
     environment: Environment
 
 
+class WorkloadRecord(Observation):
+    """What the workload's functions gave when they were first called."""
+
+    kind: Literal["workload"] = "workload"
+    train_examples: PositiveInt
+    eval_examples: PositiveInt
+    parameters: PositiveInt
+    batch_statistics: tuple[str, ...]
+    """Modules whose output depends on the rest of the micro-batch (BatchNorm)."""
+
+
 class MemoryRecord(Observation):
     """The peak of device memory over two optimizer steps, or that they ran out."""
 
@@ -102,7 +113,7 @@ class ConfirmationRecord(ConvergenceRecord):
 
 
 Record = Annotated[
-    MemoryRecord | ThroughputRecord | NoiseRecord | ConvergenceRecord | ConfirmationRecord,
+    WorkloadRecord | MemoryRecord | ThroughputRecord | NoiseRecord | ConvergenceRecord | ConfirmationRecord,
     Field(discriminator="kind"),
 ]
 RECORD: TypeAdapter[Record] = TypeAdapter(Record)

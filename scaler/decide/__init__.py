@@ -1,0 +1,1 @@
+"""What to do: one answer per worker count, each number with its reason."""

@@ -1,0 +1,1 @@
+"""One optimizer step for a batch plan: plain torch, DDP, DeepSpeed ZeRO."""

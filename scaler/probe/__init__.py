@@ -1,0 +1,1 @@
+"""How evidence is taken: functions of (rank, workload, request) that return one record."""

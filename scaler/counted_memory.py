@@ -1,0 +1,64 @@
+"""Device memory on a CPU: counts the bytes of live tensor storages against a budget."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_ROUND_BYTES = 512  # what CUDA's caching allocator rounds every block to
+
+
+class CountedMemory(TorchDispatchMode):
+    """Counts every storage that operators create while active, until it is freed.
+
+    Storages that existed before (a data set on the host) are not counted.
+    """
+
+    def __init__(self, capacity_bytes: int | None = None) -> None:
+        super().__init__()
+        self.capacity_bytes = capacity_bytes
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._live: dict[int, tuple[int, weakref.ref[Any]]] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        before = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(out):
+            # A view allocates nothing; an operator that resizes its input in place does.
+            if storage._cdata not in before or storage._cdata in self._live:
+                self._count(storage)
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size_bytes = storage._cdata, -(-storage.nbytes() // _ROUND_BYTES) * _ROUND_BYTES
+        known = self._live.get(key)
+        grown = size_bytes - (known[0] if known else 0)
+        if grown == 0:
+            return
+        if self.capacity_bytes is not None and self.live_bytes + grown > self.capacity_bytes:
+            # Other tools recognise this wording.
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {grown} bytes; {self.live_bytes} of "
+                f"{self.capacity_bytes} are in use."
+            )
+        self.live_bytes += grown
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self._live[key] = (size_bytes, weakref.ref(storage, lambda _: self._free(key)))
+
+    def _free(self, key: int) -> None:
+        size_bytes, _ = self._live.pop(key)
+        self.live_bytes -= size_bytes
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

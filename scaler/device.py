@@ -1,0 +1,95 @@
+"""Devices: cuda, cpu and mock behind the same three calls - place a batch, wait, measure memory."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from scaler.cluster import DeviceKind
+from scaler.counted_memory import CountedMemory
+from scaler.errors import ClusterFailed
+
+
+class MemoryMeter(Protocol):
+    """What `Device.memory` yields; read `peak_bytes` after the block."""
+
+    peak_bytes: int
+
+
+class Device:
+    """A CPU, or a mock accelerator whose memory is a byte budget on the CPU."""
+
+    def __init__(self, kind: DeviceKind, capacity_bytes: int | None) -> None:
+        self.kind = kind
+        self.capacity_bytes = capacity_bytes
+        self.torch_device = torch.device("cpu")
+        self.name: str = kind
+
+    def put(self, batch: Any) -> Any:
+        """Move a batch (any nesting of tensors) to the device. A mock device really copies, as a GPU does."""
+        return tree_map_only(torch.Tensor, torch.clone, batch) if self.kind == "mock" else batch
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+
+    @contextlib.contextmanager
+    def memory(self) -> Iterator[MemoryMeter]:
+        """Measure the peak of device memory over the block.
+
+        Raises:
+            torch.OutOfMemoryError: inside the block, when a mock or cpu device exceeds its capacity.
+        """
+        with CountedMemory(self.capacity_bytes) as counted:
+            yield counted
+
+
+class CudaDevice(Device):
+    """One NVIDIA GPU."""
+
+    def __init__(self, index: int, capacity_bytes: int | None) -> None:
+        super().__init__("cuda", capacity_bytes or torch.cuda.get_device_properties(index).total_memory)
+        self.torch_device = torch.device("cuda", index)
+        self.name = torch.cuda.get_device_name(index)
+        torch.cuda.set_device(index)
+
+    def put(self, batch: Any) -> Any:
+        """Move a batch (any nesting of tensors) to the device."""
+        return tree_map_only(torch.Tensor, lambda t: t.to(self.torch_device, non_blocking=True), batch)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+        torch.cuda.synchronize(self.torch_device)
+
+    @contextlib.contextmanager
+    def memory(self) -> Iterator[MemoryMeter]:
+        """Measure peak reserved bytes plus the context, as nvidia-smi shows them on a GPU of one's own."""
+        meter = _CudaMeter()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.torch_device)
+        yield meter
+        free, total = torch.cuda.mem_get_info(self.torch_device)
+        context_bytes = total - free - torch.cuda.memory_reserved(self.torch_device)
+        meter.peak_bytes = torch.cuda.max_memory_reserved(self.torch_device) + context_bytes
+        torch.cuda.empty_cache()
+
+
+class _CudaMeter:
+    peak_bytes = 0
+
+
+def open_device(kind: DeviceKind, capacity_bytes: int | None, index: int = 0) -> Device:
+    """Open the device of this rank.
+
+    Raises:
+        ClusterFailed: a CUDA device was asked for and torch sees none.
+    """
+    if kind != "cuda":
+        return Device(kind, capacity_bytes)
+    if not torch.cuda.is_available():
+        raise ClusterFailed(
+            "the cluster says kind: cuda, but torch sees no CUDA device in this process",
+            hint="install a CUDA build of torch on the workers, or use kind: cpu or mock",
+        )
+    return CudaDevice(index, capacity_bytes)

@@ -1,0 +1,94 @@
+"""The examples of each step: permutations that continue across epochs, cut as the plan says."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from scaler.batch import BatchPlan
+from scaler.errors import BadInput
+from scaler.workload import Workload, user_code
+
+
+@functools.lru_cache(maxsize=4)
+def load_data(workload: Workload, function: Literal["train_data", "eval_data"]) -> Any:
+    """Load a data set of the workload, once per process.
+
+    Raises:
+        WorkloadError: the function raises.
+        BadInput: what it returns has no length or no items.
+    """
+    with user_code(workload, function):
+        dataset = getattr(workload, function)()
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or len(dataset) == 0:
+        raise BadInput(
+            f"workload {workload.name!r}: {function}() returned {type(dataset).__name__}, without items",
+            hint="return a map-style dataset, with __len__ and __getitem__, that is not empty",
+        )
+    return dataset
+
+
+def load_train_data(workload: Workload, global_batch: int) -> Any:
+    """Load the training data set for steps of `global_batch` examples.
+
+    Raises:
+        WorkloadError, BadInput: as `load_data`, or it has fewer examples than one global batch.
+    """
+    dataset = load_data(workload, "train_data")
+    if len(dataset) < global_batch:
+        raise BadInput(
+            f"workload {workload.name!r}: a global batch of {global_batch} needs as many training examples, "
+            f"and there are {len(dataset)}",
+            hint="use a smaller global batch, or more data",
+        )
+    return dataset
+
+
+def rank_indices(dataset_examples: int, plan: BatchPlan, rank: int, seed: int) -> Iterator[torch.Tensor]:
+    """Yield the example indices of each pass on `rank`, int64 [micro-batch].
+
+    The stream is one random permutation after the other; all ranks together cover it exactly.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    start, stop = plan.shares()[rank]
+    examples = sum(plan.micro_batches)
+    ahead = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(ahead) < examples:
+            ahead = torch.cat([ahead, torch.randperm(dataset_examples, generator=generator)])
+        yield ahead[start:stop]
+        ahead = ahead[examples:]
+
+
+def rank_steps(
+    workload: Workload, dataset: Any, plan: BatchPlan, rank: int, seed: int
+) -> Iterator[list[Any]]:
+    """Yield each optimizer step's batches on `rank`: a list of `accumulation` host batches."""
+    passes = _fetch(workload, dataset, rank_indices(len(dataset), plan, rank, seed))
+    while True:
+        with user_code(workload, "train_data"):
+            step = [next(passes) for _ in range(plan.accumulation)]
+        yield step
+
+
+def evaluation_batches(workload: Workload, dataset: Any, batch: int) -> Iterator[Any]:
+    """Yield the data set once, in order, in batches of at most `batch` examples, on the host."""
+    return _fetch(workload, dataset, iter(torch.arange(len(dataset)).split(batch)))
+
+
+def _fetch(workload: Workload, dataset: Any, indices: Iterator[torch.Tensor]) -> Iterator[Any]:
+    if isinstance(dataset, TensorDataset):
+        return (dataset[chunk] for chunk in indices)
+    return iter(DataLoader(dataset, batch_sampler=_Lists(indices), collate_fn=workload.collate))
+
+
+class _Lists:
+    """Index tensors as the sampler of lists that DataLoader wants."""
+
+    def __init__(self, indices: Iterator[torch.Tensor]) -> None:
+        self._indices = indices
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (chunk.tolist() for chunk in self._indices)

@@ -1,0 +1,191 @@
+"""What an engine is, how the loss is weighted, and which engine a plan takes."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from scaler.batch import BatchPlan
+from scaler.engine.data import evaluation_batches
+from scaler.errors import BadInput
+from scaler.runtime.protocol import Rank
+from scaler.workload import Workload, user_code
+
+
+class Engine(Protocol):
+    """A model in training on this rank, one optimizer step at a time."""
+
+    module: torch.nn.Module
+    """The user's network, unwrapped."""
+
+    def step(self, batches: Sequence[Any], learning_rate_factor: float) -> torch.Tensor:
+        """Do one optimizer step on `accumulation` host batches; return this rank's weighted loss."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model and the optimizer's state."""
+        ...
+
+
+def build_module(workload: Workload, rank: Rank, seed: int) -> torch.nn.Module:
+    """Build the user's network from `seed` and move it to the device.
+
+    Raises:
+        WorkloadError: model() raises.
+        BadInput: model() gives no module, or nothing to train.
+    """
+    torch.manual_seed(seed)
+    with user_code(workload, "model"):
+        module = workload.model()
+    if not isinstance(module, torch.nn.Module):
+        raise BadInput(
+            f"workload {workload.name!r}: model() returned {type(module).__name__}",
+            hint="model is a function that builds and returns a torch.nn.Module",
+        )
+    if not any(p.requires_grad for p in module.parameters()):
+        raise BadInput(
+            f"workload {workload.name!r}: no parameter of the model requires a gradient",
+            hint="unfreeze what is to be trained",
+        )
+    return module.to(rank.device.torch_device)
+
+
+def build_optimizer(workload: Workload, module: torch.nn.Module, learning_rate: float) -> Any:
+    """Make the user's optimizer over `module` (parameters that a sharding engine may wrap).
+
+    Raises:
+        WorkloadError: optimizer() raises.
+        BadInput: it gives no torch optimizer.
+    """
+    with user_code(workload, "optimizer"):
+        optimizer = workload.optimizer(list(module.parameters()), learning_rate)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise BadInput(
+            f"workload {workload.name!r}: optimizer() returned {type(optimizer).__name__}",
+            hint="optimizer(parameters, learning_rate) returns a torch.optim.Optimizer",
+        )
+    return optimizer
+
+
+def loss_scales(workload: Workload, plan: BatchPlan, rank: Rank, batches: Sequence[Any]) -> list[float]:
+    """Factor on each pass's mean loss: weight x workers / (total weight over ranks and accumulation).
+
+    With DDP's average over ranks, every spread of one global batch then gives the same gradient.
+
+    Raises:
+        WorkloadError: weight() raises.
+    """
+    if workload.weight is None:
+        own = float(plan.micro_batches[rank.rank])
+        return [own * plan.workers / plan.global_batch] * len(batches)
+    with user_code(workload, "weight"):
+        weights = [float(workload.weight(batch)) for batch in batches]
+    total = torch.tensor(sum(weights), dtype=torch.float64)
+    if rank.group is not None:
+        total = total.to(rank.device.torch_device)
+        dist.all_reduce(total, group=rank.group)
+    if not total > 0:
+        raise BadInput(
+            f"workload {workload.name!r}: weight() of a whole global batch is {total.item()}",
+            hint="weight(batch) returns the denominator of the loss's mean, such as its number of tokens",
+        )
+    return [weight * plan.workers / total.item() for weight in weights]
+
+
+def autocast(workload: Workload, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Give the autocast context that the workload's precision asks for."""
+    if workload.precision == "fp32":
+        return contextlib.nullcontext()
+    dtype = torch.bfloat16 if workload.precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def forward(workload: Workload, model: torch.nn.Module, batch: Any, device: torch.device) -> torch.Tensor:
+    """Compute the mean loss of one batch that is on the device.
+
+    Raises:
+        WorkloadError: loss() raises.
+        BadInput: it does not return a scalar tensor with a gradient.
+    """
+    with user_code(workload, "loss"), autocast(workload, device):
+        loss = workload.loss(model, batch)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+        raise BadInput(
+            f"workload {workload.name!r}: loss() returned {found}",
+            hint="loss(model, batch) returns the batch's mean loss: one number, with its gradient",
+        )
+    return loss
+
+
+def evaluate(workload: Workload, module: torch.nn.Module, dataset: Any, rank: Rank, batch: int) -> float:
+    """Average the metric over a data set, each batch by its weight; nan where it is not finite.
+
+    Raises:
+        WorkloadError: metric() raises.
+        BadInput: the metric is not a number.
+    """
+    total, weights = 0.0, 0.0
+    module.eval()
+    with torch.no_grad(), autocast(workload, rank.device.torch_device):
+        for host_batch in evaluation_batches(workload, dataset, batch):
+            placed = rank.device.put(host_batch)
+            with user_code(workload, "metric"):
+                value = workload.metric(module, placed)
+            weight = _weight(workload, host_batch, batch)
+            total += weight * _number(workload, value)
+            weights += weight
+    module.train()
+    mean = agree(rank, total / weights)
+    return mean if math.isfinite(mean) else math.nan
+
+
+def agree(rank: Rank, value: float) -> float:
+    """Take rank 0's value on every rank, so that all decide alike."""
+    if rank.group is None:
+        return value
+    agreed = torch.tensor(value, dtype=torch.float64, device=rank.device.torch_device)
+    dist.broadcast(agreed, group_src=0, group=rank.group)
+    return float(agreed)
+
+
+def open_engine(workload: Workload, plan: BatchPlan, rank: Rank, learning_rate: float, seed: int) -> Engine:
+    """Open the engine the plan takes: DeepSpeed for a ZeRO stage, DDP for several ranks, else torch.
+
+    Raises:
+        BadInput: the plan is for another number of workers, or DeepSpeed is not installed.
+    """
+    if plan.workers != rank.world_size:
+        raise BadInput(
+            f"the plan {plan.arithmetic()} ran on {rank.world_size} ranks", hint="ask for plan.workers ranks"
+        )
+    if plan.zero_stage:
+        from scaler.engine.zero import ZeroEngine
+
+        return ZeroEngine(workload, plan, rank, learning_rate, seed)
+    from scaler.engine.torch_engine import TorchEngine
+
+    return TorchEngine(workload, plan, rank, learning_rate, seed)
+
+
+def _number(workload: Workload, value: Any) -> float:
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return float(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
+    raise BadInput(
+        f"workload {workload.name!r}: metric() returned {type(value).__name__}{shape}",
+        hint="metric(model, batch) returns the batch's mean: one number",
+    )
+
+
+def _weight(workload: Workload, host_batch: Any, default: int) -> float:
+    if workload.weight is not None:
+        with user_code(workload, "weight"):
+            return float(workload.weight(host_batch))
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(host_batch) if isinstance(leaf, torch.Tensor)]
+    return float(len(leaves[0])) if leaves and leaves[0].dim() else float(default)

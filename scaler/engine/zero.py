@@ -1,0 +1,84 @@
+"""DeepSpeed ZeRO stages 1 to 3, through a real `deepspeed.initialize`."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from scaler.batch import BatchPlan
+from scaler.engine.engine import build_module, build_optimizer, forward, loss_scales
+from scaler.errors import BadInput
+from scaler.runtime.protocol import Rank
+from scaler.workload import Workload
+
+
+class ZeroEngine:
+    """Trains with optimizer state (1), gradients (2) and parameters (3) spread over the ranks.
+
+    The ranks must be a worker group of their own: DeepSpeed takes its world size from the default process
+    group. Precision is autocast, as in the other engines, so that results compare.
+    """
+
+    def __init__(
+        self, workload: Workload, plan: BatchPlan, rank: Rank, learning_rate: float, seed: int
+    ) -> None:
+        deepspeed = _import_deepspeed(rank)
+        self.plan = plan
+        self.rank = rank
+        self._workload = workload
+        self.module = build_module(workload, rank, seed)
+        optimizer = build_optimizer(workload, self.module, learning_rate)
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=self.module, optimizer=optimizer, config=_config(plan), dist_init_required=False
+        )
+
+    def step(self, batches: Sequence[Any], learning_rate_factor: float) -> torch.Tensor:
+        """Do one optimizer step on `accumulation` host batches; return this rank's weighted loss."""
+        device = self.rank.device.torch_device
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * learning_rate_factor
+        total = torch.zeros((), device=device)
+        scales = loss_scales(self._workload, self.plan, self.rank, batches)
+        for batch, scale in zip(batches, scales, strict=True):
+            loss = forward(self._workload, self._engine, self.rank.device.put(batch), device) * scale
+            # DeepSpeed divides by the accumulation, which `scale` already holds.
+            self._engine.backward(loss * self.plan.accumulation)
+            self._engine.step()
+            total += loss.detach()
+        return total
+
+    def close(self) -> None:
+        """Let go of the model, the optimizer's state and DeepSpeed's buffers."""
+        self._engine.destroy()
+        del self._engine, self._optimizer, self.module
+
+
+def _import_deepspeed(rank: Rank) -> Any:
+    on_cpu = rank.device.torch_device.type == "cpu"
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
+    try:
+        import deepspeed
+    except ImportError:
+        raise BadInput(
+            "a ZeRO stage above 0 needs DeepSpeed, which is not installed",
+            hint="pip install 'scaler[deepspeed]' on every node, or use zero_stage: 0",
+        ) from None
+    if on_cpu:
+        # Its CPU collectives are compiled at first use; gloo serves as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _config(plan: BatchPlan) -> dict[str, Any]:
+    # With unequal entries DeepSpeed is told the largest: it only uses them to check its own identity.
+    return {
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "train_batch_size": plan.micro_batch * plan.accumulation * plan.workers,
+        "zero_optimization": {"stage": plan.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }

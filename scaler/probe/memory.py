@@ -1,0 +1,83 @@
+"""Peak device memory of a plan, over two optimizer steps (the optimizer's state appears in the first)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from scaler.batch import BatchPlan
+from scaler.engine.data import load_train_data, rank_steps
+from scaler.engine.engine import open_engine
+from scaler.engine.torch_engine import TorchEngine
+from scaler.probe.observation import observation
+from scaler.records import MemoryRecord
+from scaler.runtime.protocol import Rank
+from scaler.workload import Workload, user_code
+
+_STEPS = 2
+
+
+@dataclass(frozen=True)
+class MemoryRequest:
+    """Asks for the peak of one plan."""
+
+    plan: BatchPlan
+    seed: int = 0
+
+
+def probe_memory(rank: Rank, workload: Workload, request: MemoryRequest) -> MemoryRecord:
+    """Train two steps from scratch and take the peak of the worst rank, or that a rank ran out.
+
+    Ranks do not reduce gradients here (DDP's buckets are held all the same), so that a rank that runs out
+    leaves no peer waiting; they share what happened afterwards.
+    """
+    steps = list(islice(_batches(rank, workload, request), _STEPS))
+    peak_bytes, out_of_memory = 0, False
+    try:
+        with rank.device.memory() as meter:
+            _train(rank, workload, request, steps)
+        peak_bytes = meter.peak_bytes
+    except torch.OutOfMemoryError:
+        if request.plan.zero_stage:
+            raise  # its peers wait inside a sharded collective: only ending the group frees them
+        out_of_memory = True
+    worst = torch.tensor([float(out_of_memory), float(peak_bytes)], dtype=torch.float64)
+    if rank.group is not None:
+        worst = worst.to(rank.device.torch_device)
+        dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=rank.group)
+    return memory_record(rank, request, peak_bytes=None if worst[0] else int(worst[1]))
+
+
+def memory_record(rank: Rank, request: MemoryRequest, peak_bytes: int | None) -> MemoryRecord:
+    """Make the record of a peak, or of running out (None)."""
+    return MemoryRecord(
+        **observation(probe_memory, rank, request),
+        plan=request.plan,
+        out_of_memory=peak_bytes is None,
+        peak_bytes=peak_bytes,
+        capacity_bytes=rank.device.capacity_bytes,
+    )
+
+
+def _train(rank: Rank, workload: Workload, request: MemoryRequest, steps: list[list[Any]]) -> None:
+    rate = workload.reference.learning_rate
+    engine = open_engine(workload, request.plan, rank, rate, request.seed)
+    for batches in steps:
+        if isinstance(engine, TorchEngine):
+            engine.step(batches, 1.0, synchronise=False)
+        else:
+            engine.step(batches, 1.0)
+    engine.close()
+
+
+def _batches(rank: Rank, workload: Workload, request: MemoryRequest) -> Iterator[list[Any]]:
+    plan = request.plan
+    if workload.worst_case is None:
+        dataset = load_train_data(workload, plan.global_batch)
+        return rank_steps(workload, dataset, plan, rank.rank, request.seed)
+    with user_code(workload, "worst_case"):
+        longest = workload.worst_case(plan.micro_batches[rank.rank])
+    return iter([[longest] * plan.accumulation] * _STEPS)

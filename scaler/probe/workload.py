@@ -1,0 +1,37 @@
+"""Sizes of the workload: the first question asked, and the first call of the user's functions."""
+
+from dataclasses import dataclass
+
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from scaler.engine.data import load_data
+from scaler.engine.engine import build_module
+from scaler.probe.observation import observation
+from scaler.records import WorkloadRecord
+from scaler.runtime.protocol import Rank
+from scaler.workload import Workload
+
+
+@dataclass(frozen=True)
+class WorkloadRequest:
+    """Asks for the sizes of the data and the model."""
+
+    seed: int = 0
+
+
+def probe_workload(rank: Rank, workload: Workload, request: WorkloadRequest) -> WorkloadRecord:
+    """Load the data and build the model once.
+
+    Raises:
+        WorkloadError, BadInput: a function of the workload raises, or returns what it should not.
+    """
+    module = build_module(workload, rank, request.seed)
+    return WorkloadRecord(
+        **observation(probe_workload, rank, request),
+        train_examples=len(load_data(workload, "train_data")),
+        eval_examples=len(load_data(workload, "eval_data")),
+        parameters=sum(p.numel() for p in module.parameters()),
+        batch_statistics=tuple(
+            name for name, child in module.named_modules() if isinstance(child, _BatchNorm)
+        ),
+    )
