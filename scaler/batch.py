@@ -121,7 +121,7 @@ class BatchPlan(Strict):
         return [(stop - size, stop) for stop, size in zip(stops, self.micro_batches, strict=True)]
 
     def arithmetic(self) -> str:
-        """Write the identity out: '2 x (719 + 718) = 2,874' or '64 x 2 x 4 = 512'."""
+        """Write the identity out, each number labelled, such as '64 (micro-batch) x ... = 512'."""
         if self.is_equal:
             parts = (
                 f"{self.micro_batch} (micro-batch) x {self.accumulation} (accumulation) "
@@ -181,7 +181,8 @@ class BatchPlan(Strict):
 def candidates(dataset_examples: int, reference: int, smallest: int = 1) -> list[int]:
     """List the global batches worth trying on a data set: powers of two, the reference, the full batch.
 
-    Powers of two start at 32 or half the reference, whichever is less, and stop at the data set.
+    Powers of two start at 32 or half the reference, whichever is less, and stop at the data set or at
+    64 x the reference (but not below 1,024).
     The full batch is a candidate up to 2,000 examples. Nothing is smaller than `smallest` (one per worker).
 
     Raises:
@@ -202,7 +203,7 @@ def candidates(dataset_examples: int, reference: int, smallest: int = 1) -> list
 
 def _hold(data: dict[str, Any], stated: dict[str, int]) -> None:
     try:
-        plan = BatchPlan(**data)
+        plan = BatchPlan.model_validate(data)
     except ValidationError:
         return  # the fields' own faults are reported instead
     if stated.get("workers", plan.workers) != plan.workers:
@@ -218,6 +219,9 @@ def _apportion(total: int, limits: list[int]) -> list[int]:
     order = sorted(range(len(limits)), key=lambda i: -(total * limits[i] % whole))
     for i in order[: total - sum(entries)]:
         entries[i] += 1
+    while 0 in entries:  # a small device still takes part
+        entries[entries.index(max(entries))] -= 1
+        entries[entries.index(0)] += 1
     return entries
 
 
@@ -234,5 +238,7 @@ def _unsplittable(global_batch: int, limits: list[int]) -> str:
 def _nearest_splittable(global_batch: int, limits: list[int]) -> str:
     room = sum(limits)
     passes = -(-global_batch // room)
-    below, above = global_batch // passes * passes, -(-global_batch // passes) * passes
-    return f"the nearest batches of {passes} equal passes are {below} and {above}"
+    part, workers = global_batch // passes, len(limits)
+    below = part * passes if part >= workers else (passes - 1) * room
+    above = max(part + 1, workers) * passes
+    return f"batches near it that split are {below} and {above}"

@@ -36,9 +36,15 @@ class Observation(Strict):
 
 
 class WorkloadRecord(Observation):
-    """What the workload's functions gave when they were first called."""
+    """What the workload says of itself, and what its functions gave when they were first called."""
 
     kind: Literal["workload"] = "workload"
+    name: str
+    reference_global_batch: PositiveInt
+    reference_learning_rate: PositiveFloat
+    reference_warmup_examples: NonNegativeInt
+    target_value: float
+    target_direction: Literal["max", "min"]
     train_examples: PositiveInt
     eval_examples: PositiveInt
     parameters: PositiveInt

@@ -11,7 +11,7 @@ _FILES = ("launch.yaml", "records.jsonl", "batch-config.yaml", "report.html", "f
 
 
 class RunFolder:
-    """One tuning run on disk. Open it with `create`, `resume` or `open`."""
+    """One tuning run on disk. Make it with `create`, find it with `open`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -86,9 +86,7 @@ class RunFolder:
         """
         if not self.records_file.exists():
             return []
-        lines = self.records_file.read_text(encoding="utf-8").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
+        lines = self.records_file.read_bytes().split(b"\n")[:-1]
         found = []
         for number, line in enumerate(lines, 1):
             try:

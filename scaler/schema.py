@@ -60,7 +60,7 @@ def read_yaml(path: Path) -> Any:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot read {path}: {error}", hint="give the path of a readable YAML file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise BadInput(f"{path} is not valid YAML: {error}", hint="check indentation and quotes") from None
 
 

@@ -18,10 +18,10 @@ def format_bytes(size_bytes: float) -> str:
 
 
 def format_seconds(duration_s: float) -> str:
-    """Format seconds with the unit that suits their size: 0.0042 is '4.20 ms', 90 is '1m30s'."""
+    """Format seconds with the unit that suits their size: 0.0042 is '4.2 ms', 90 is '1m30s'."""
     if duration_s < 1e-3:
         return f"{duration_s * 1e6:.0f} us"
-    if duration_s < 1:
+    if duration_s < 0.9995:
         return f"{duration_s * 1e3:.3g} ms"
     if duration_s < 60:
         return f"{duration_s:.3g} s"

@@ -5,7 +5,9 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import math
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ from scaler.errors import BadInput, ScalerError, WorkloadError, nearest
 
 if TYPE_CHECKING:
     import torch
+
+_NOT_THE_USERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<frozen")
 
 BUILT_IN = ("digits", "mnist", "chars")
 
@@ -80,13 +84,13 @@ class Workload:
     collate: Callable[[list[Any]], Any] | None = None
     worst_case: Callable[[int], Any] | None = None
     spread_matters: bool = False
-    address: str | None = field(default=None, compare=False)
+    address: str | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
         faults = _faults(self)
         if faults:
             raise BadInput(
-                "\n".join([f"workload {self.name!r}: {len(faults)} faults", *(f"  - {f}" for f in faults)]),
+                "\n".join([f"workload {self.name!r} is not usable:", *(f"  - {f}" for f in faults)]),
                 hint="see the Workload docstring for what each field takes",
             )
 
@@ -126,7 +130,6 @@ def user_code(workload: Workload, function: str) -> Iterator[None]:
         ) from error
 
 
-@functools.lru_cache(maxsize=8)
 def load_workload(address: str) -> Workload:
     """Find a workload by its address: `digits` (built in), `file.py:name` or `package.module:name`.
 
@@ -136,6 +139,14 @@ def load_workload(address: str) -> Workload:
         BadInput: nothing is there, or it is not a workload; names the nearest.
     """
     place, _, name = address.partition(":")
+    if place.endswith(".py") and name:
+        address = f"{Path(place).resolve()}:{name}"
+    return _load(address)
+
+
+@functools.lru_cache(maxsize=8)
+def _load(address: str) -> Workload:
+    place, _, name = address.rpartition(":") if ":" in address else (address, "", "")
     if not name:
         if place not in BUILT_IN:
             raise BadInput(
@@ -144,8 +155,6 @@ def load_workload(address: str) -> Workload:
             )
         place, name = f"scaler.workloads.{place}", "workload"
     module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    if place.endswith(".py"):
-        address = f"{Path(place).resolve()}:{name}"
     found = getattr(module, name, None)
     if found is None:
         names = [key for key, value in vars(module).items() if isinstance(value, Workload)]
@@ -169,7 +178,7 @@ def _call(factory: Callable[[], Any], address: str) -> Any:
         return factory()
     except ScalerError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(
             f"{address} raised {type(error).__name__}: {error}",
             hint="the name after the colon is a Workload, or a function without arguments that returns one",
@@ -208,17 +217,17 @@ def _guard(load: Callable[[], Any], what: str) -> Any:
         return load()
     except ScalerError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(
             f"importing {what} raised {type(error).__name__}: {error}\n  at {_user_line(error)}",
             hint="`python -c 'import ...'` in this folder shows the whole traceback",
         ) from error
 
 
-def _user_line(error: Exception) -> str:
-    """Give the innermost line of the traceback that is not in an installed package."""
+def _user_line(error: BaseException) -> str:
+    """Give the innermost line of the traceback that is the user's own, not an installed package's."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in frame.filename]
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
     frame = (own or frames)[-1]
     return f"{frame.filename}:{frame.lineno}: {frame.line}"
 
@@ -233,13 +242,17 @@ def _faults(workload: Workload) -> list[str]:
         faults.append(f"precision is fp32, bf16 or fp16, not {workload.precision!r}")
     if workload.target.direction not in ("max", "min"):
         faults.append(f"target.direction is max or min, not {workload.target.direction!r}")
-    positive = {
+    sizes = {
         "reference.global_batch": workload.reference.global_batch,
         "reference.learning_rate": workload.reference.learning_rate,
         "target.max_examples": workload.target.max_examples,
         "target.evaluate_every": workload.target.evaluate_every,
     }
-    faults += [f"{name} must be above 0, not {n}" for name, n in positive.items() if n is not None and n <= 0]
+    faults += [
+        f"{name} must be a positive number, not {size!r}"
+        for name, size in sizes.items()
+        if size is not None and not (isinstance(size, (int, float)) and 0 < size < math.inf)
+    ]
     if workload.reference.warmup_examples < 0:
         faults.append(f"reference.warmup_examples is {workload.reference.warmup_examples}, below 0")
     return faults

@@ -63,7 +63,11 @@ class GradientNorms:
         gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
         return get_total_norm(gradients).float() ** 2
 
-    def _hook(self, group: Any, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    def _hook(
+        self,
+        group: Any,
+        bucket: dist.GradBucket,  # type: ignore[name-defined]
+    ) -> torch.futures.Future[torch.Tensor]:
         """Square the rank's own gradient, then average it over ranks as DDP would."""
         gradient = bucket.buffer()
         self._local += gradient.float().dot(gradient.float())

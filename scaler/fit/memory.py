@@ -19,7 +19,6 @@ class MemoryFit(Strict):
     Below the knee the optimizer step sets the peak, above it the activations do.
     """
 
-    workers: int
     floor_bytes: float
     fixed_bytes: float
     per_example_bytes: float
@@ -28,6 +27,8 @@ class MemoryFit(Strict):
     spread_bytes: float | None
     """Half-width of the 90% interval of a peak; absent with fewer points than it needs."""
     largest_measured: int
+    smallest_failed: int | None
+    """Smallest micro-batch that ran out of memory."""
     capacity_bytes: int
     samples: int
 
@@ -47,9 +48,9 @@ class MemoryFit(Strict):
     def max_micro_batch(self, cluster: Cluster, accumulation: int = 1) -> int:
         """Find the largest micro-batch that fits, 0 if none: bisection on the predicted peak.
 
-        Not more than 4 x the largest that was measured: farther is a guess.
+        Not more than 4 x the largest that was measured (farther is a guess), and less than any that failed.
         """
-        low, high = 0, 4 * self.largest_measured + 1
+        low, high = 0, min(4 * self.largest_measured + 1, self.smallest_failed or 2**62)
         while high - low > 1:
             middle = (low + high) // 2
             fits = cluster.fits(self.peak_bytes(middle, accumulation).value, self.capacity_bytes)
@@ -57,26 +58,42 @@ class MemoryFit(Strict):
         return low
 
 
-def fit_memory(records: Iterable[MemoryRecord], capacity_bytes: int) -> dict[int, MemoryFit]:
-    """Fit one curve per measured worker count (with one worker there are no DDP buffers)."""
+MemoryFits = dict[tuple[int, int], MemoryFit]
+"""By (ZeRO stage, workers)."""
+
+
+def fit_memory(records: Iterable[MemoryRecord], capacity_bytes: int | None = None) -> MemoryFits:
+    """Fit one curve per ZeRO stage and measured worker count (with one worker there are no DDP buckets).
+
+    `capacity_bytes` of one device; by default what the devices themselves said.
+    """
     fits = {}
+    records = list(records)
     peaks = [r for r in records if r.peak_bytes is not None]
-    for workers in sorted({r.plan.workers for r in peaks}):
-        own = [r for r in peaks if r.plan.workers == workers]
+    for stage, workers in sorted({(r.plan.zero_stage, r.plan.workers) for r in peaks}):
+        own = [r for r in peaks if (r.plan.zero_stage, r.plan.workers) == (stage, workers)]
+        capacity = capacity_bytes or min((r.capacity_bytes for r in own if r.capacity_bytes), default=None)
         single = {r.plan.micro_batch: float(r.peak_bytes or 0) for r in own if r.plan.accumulation == 1}
         several = {r.plan.micro_batch: float(r.peak_bytes or 0) for r in own if r.plan.accumulation > 1}
-        if single:
-            fits[workers] = _fit(workers, single, several, capacity_bytes)
+        failed = [
+            r.plan.micro_batch
+            for r in records
+            if r.out_of_memory and (r.plan.zero_stage, r.plan.workers) == (stage, workers)
+        ]
+        if single and capacity:
+            fits[stage, workers] = _fit(single, several, min(failed, default=None), capacity)
     return fits
 
 
-def for_workers(fits: dict[int, MemoryFit], workers: int) -> MemoryFit | None:
-    """Choose the fit for a worker count: the largest measured not above it (more workers never need more)."""
-    below = [count for count in fits if count <= workers]
-    return fits[max(below)] if below else None
+def memory_for(fits: MemoryFits, workers: int, zero_stage: int = 0) -> MemoryFit | None:
+    """Choose the fit for a worker count: the largest measured not above it (more never need more each)."""
+    below = [count for stage, count in fits if stage == zero_stage and count <= workers]
+    return fits[zero_stage, max(below)] if below else None
 
 
-def _fit(workers: int, single: dict[int, float], several: dict[int, float], capacity_bytes: int) -> MemoryFit:
+def _fit(
+    single: dict[int, float], several: dict[int, float], smallest_failed: int | None, capacity_bytes: int
+) -> MemoryFit:
     micro = np.array(sorted(single), dtype=float)
     peak = np.array([single[int(m)] for m in micro])
     floor, fixed, slope, residuals = _hinge(micro, peak)
@@ -86,13 +103,13 @@ def _fit(workers: int, single: dict[int, float], several: dict[int, float], capa
     if dof >= 1:
         spread = float(stats.t.ppf(0.5 + CONFIDENCE / 2, dof) * np.sqrt((residuals**2).sum() / dof))
     return MemoryFit(
-        workers=workers,
         floor_bytes=floor,
         fixed_bytes=fixed,
         per_example_bytes=slope,
         accumulating_bytes=max(0.0, max(shared, default=0.0)),
         spread_bytes=spread,
         largest_measured=int(micro[-1]),
+        smallest_failed=smallest_failed,
         capacity_bytes=capacity_bytes,
         samples=len(single) + len(several),
     )

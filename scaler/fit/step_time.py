@@ -26,6 +26,8 @@ class StepTimeFit(Strict):
     terms: tuple[str, ...]
     coefficients_s: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
+    mean_over_median: Estimate
+    """Slow steps make a run's total longer than its steps x their median."""
     log_variance: float
     """Of one fresh run's median around the model: between-run spread and misfit."""
     degrees_of_freedom: int
@@ -89,12 +91,21 @@ def fit_step_time(records: Iterable[ThroughputRecord]) -> StepTimeFit | None:
         terms=tuple(terms),
         coefficients_s=tuple(map(float, coefficients)),
         covariance=_covariance(rows, active, log_variance),
+        mean_over_median=_tail(runs),
         log_variance=log_variance,
         degrees_of_freedom=max(dof, 0),
         runs=len(runs),
         largest_workers=max(run.plan.workers for run in runs),
         largest_micro_batch=max(run.plan.micro_batch for run in runs),
     )
+
+
+def _tail(runs: list[ThroughputRecord]) -> Estimate:
+    """Geometric mean over runs of mean step / median step, with the interval of one fresh run."""
+    logs = np.log([np.mean(r.step_times_s[r.warmup_steps :]) / run_median_s(r) for r in runs])
+    n = len(logs)
+    error = float(logs.std(ddof=1) * np.sqrt(1 + 1 / n)) if n > 1 else None
+    return log_estimate(float(logs.mean()), error, n - 1, n, "mean over median step of a run; t")
 
 
 def _covariance(rows: Floats, active: NDArray[np.bool_], variance: float) -> tuple[tuple[float, ...], ...]:

@@ -13,8 +13,8 @@ from scaler.engine.data import load_train_data, rank_steps
 from scaler.engine.engine import open_engine
 from scaler.engine.torch_engine import TorchEngine
 from scaler.probe.observation import observation
-from scaler.records import MemoryRecord
-from scaler.runtime.protocol import Rank
+from scaler.records import MemoryRecord, environment, now
+from scaler.runtime.protocol import Rank, Task
 from scaler.workload import Workload, user_code
 
 _STEPS = 2
@@ -48,17 +48,24 @@ def probe_memory(rank: Rank, workload: Workload, request: MemoryRequest) -> Memo
     if rank.group is not None:
         worst = worst.to(rank.device.torch_device)
         dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=rank.group)
-    return memory_record(rank, request, peak_bytes=None if worst[0] else int(worst[1]))
-
-
-def memory_record(rank: Rank, request: MemoryRequest, peak_bytes: int | None) -> MemoryRecord:
-    """Make the record of a peak, or of running out (None)."""
     return MemoryRecord(
         **observation(probe_memory, rank, request),
         plan=request.plan,
-        out_of_memory=peak_bytes is None,
-        peak_bytes=peak_bytes,
+        out_of_memory=bool(worst[0]),
+        peak_bytes=None if worst[0] else int(worst[1]),
         capacity_bytes=rank.device.capacity_bytes,
+    )
+
+
+def out_of_memory_record(task: Task) -> MemoryRecord:
+    """Make the record of a task whose ranks could not report it: a sharded engine ran out."""
+    return MemoryRecord(
+        task=task.key,
+        seed=task.request.seed,
+        taken_at=now(),
+        environment=environment("unknown", task.workers),
+        plan=task.request.plan,
+        out_of_memory=True,
     )
 
 

@@ -28,6 +28,12 @@ def probe_workload(rank: Rank, workload: Workload, request: WorkloadRequest) -> 
     module = build_module(workload, rank, request.seed)
     return WorkloadRecord(
         **observation(probe_workload, rank, request),
+        name=workload.name,
+        reference_global_batch=workload.reference.global_batch,
+        reference_learning_rate=workload.reference.learning_rate,
+        reference_warmup_examples=workload.reference.warmup_examples,
+        target_value=workload.target.value,
+        target_direction=workload.target.direction,
         train_examples=len(load_data(workload, "train_data")),
         eval_examples=len(load_data(workload, "eval_data")),
         parameters=sum(p.numel() for p in module.parameters()),

@@ -1,7 +1,7 @@
 """The in-process runtime: one rank, no Ray, for notebooks and unit tests."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from scaler.cluster import Cluster
 from scaler.device import open_device
@@ -42,7 +42,7 @@ class LocalRuntime:
             else:
                 yield Outcome(task, record=reply)
 
-    def __enter__(self) -> "LocalRuntime":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from scaler.batch import BatchPlan
 from scaler.device import Device
@@ -99,7 +99,7 @@ class Runtime(Protocol):
         """
         ...
 
-    def __enter__(self) -> "Runtime": ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(self, *error: object) -> None: ...
 

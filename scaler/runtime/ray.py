@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from scaler.cluster import Cluster
 from scaler.runtime.protocol import Failure, Outcome, Task
@@ -78,13 +78,13 @@ class RayRuntime:
         path = self._storage_path or self._exit.enter_context(tempfile.TemporaryDirectory(prefix="scaler-"))
         self._group = WorkerGroup(self._cluster, workers, self._subject, path)
 
-    def __enter__(self) -> "RayRuntime":
+    def __enter__(self) -> Self:
         self._exit.enter_context(self._connection)
         return self
 
-    def __exit__(self, kind: object, *error: object) -> None:
+    def __exit__(self, *error: object) -> None:
         # After an error ranks may be stuck in a task: the connection's end takes them down.
-        if self._group is not None and kind is None:
+        if self._group is not None and error[0] is None:
             self._group.close()
         self._exit.close()
 

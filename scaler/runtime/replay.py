@@ -1,6 +1,7 @@
 """The replay runtime: answers from a recorded run, so that what follows measuring is tested without it."""
 
 from collections.abc import Iterable, Iterator
+from typing import Self
 
 from scaler.errors import BadInput
 from scaler.records import Record
@@ -28,7 +29,7 @@ class ReplayRuntime:
                 )
             yield Outcome(task, record=self._records[task.key])
 
-    def __enter__(self) -> "ReplayRuntime":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,0 +1,169 @@
+"""The answer for every worker count: the global batch with the least predicted time to target."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from scaler.batch import BatchPlan
+from scaler.cluster import Cluster
+from scaler.decide.config import Answer, Bound
+from scaler.decide.fits import Fits
+from scaler.decide.plans import split_batch
+from scaler.decide.reasons import reasons
+from scaler.errors import BadInput, NothingFeasible
+from scaler.fit.learning_rate import BatchResult
+from scaler.fit.memory import memory_for
+from scaler.fit.step_time import StepTimeFit
+from scaler.stats import Estimate, product
+from scaler.workload import Reference
+
+_MEMORY_MATTERS = 0.02  # share of time that lifting the memory limit would save, to call it the bound
+
+
+@dataclass(frozen=True)
+class Option:
+    """A plan that could be chosen, with what is predicted of it."""
+
+    plan: BatchPlan
+    learning_rate: float
+    step_time_s: Estimate
+    mean_over_median: Estimate
+    examples: Estimate | None
+
+    @property
+    def time_s(self) -> Estimate | None:
+        """Predicted time to target."""
+        if self.examples is None:
+            return None
+        steps = self.examples.scaled(1 / self.plan.global_batch)
+        mean_step_s = product(self.step_time_s, self.mean_over_median, "")
+        return product(steps, mean_step_s, "steps x mean step, log half-widths added in squares")
+
+
+def options(
+    fits: Fits, cluster: Cluster, workers: int, zero_stage: int, pinned: BatchPlan | None = None
+) -> tuple[list[Option], str]:
+    """List the feasible options of a worker count, fastest first, and why there are no others."""
+    found, why = [], ""
+    if (why_not := _untimed(fits.step_time, workers)) is not None:
+        return [], why_not
+    assert fits.step_time is not None
+    for batch, result in fits.batches.items():
+        if result.best_rate is None:
+            why = why or f"no learning rate tried at a global batch of {batch} reached the target"
+            continue
+        try:
+            plan = pinned or split_batch(batch, workers, fits.memory, cluster, zero_stage)
+        except (BadInput, NothingFeasible) as error:
+            why = error.message
+            continue
+        examples = fits.steps.examples(batch) if fits.steps else _single(result)
+        found.append(_option(fits.step_time, plan, result.best_rate, examples))
+    return sorted(found, key=lambda option: option.time_s.value if option.time_s else 0.0), why
+
+
+def answer(
+    fits: Fits,
+    cluster: Cluster,
+    ranked: list[Option],
+    reference: Reference,
+    pinned: BatchPlan | None = None,
+) -> Answer:
+    """Make the answer from the fastest of the ranked options."""
+    best = ranked[0]
+    plan = best.plan
+    memory = memory_for(fits.memory, plan.workers, plan.zero_stage)
+    time_s = best.time_s
+    price = cluster.price_per_device_hour
+    bound = _bound(fits, ranked, pinned)
+    return Answer(
+        plan=plan,
+        learning_rate=best.learning_rate,
+        warmup_examples=reference.warmup_examples,
+        warmup_steps=-(-reference.warmup_examples // plan.global_batch),
+        step_time_s=best.step_time_s,
+        samples_per_s=_rate(best.step_time_s, plan.global_batch),
+        examples_to_target=best.examples,
+        steps_to_target=best.examples.scaled(1 / plan.global_batch) if best.examples else None,
+        time_to_target_s=time_s,
+        cost_to_target=time_s.value / 3600 * price * plan.workers if time_s and price is not None else None,
+        peak_memory_bytes=memory.peak_bytes(plan.micro_batch, plan.accumulation) if memory else None,
+        bound_by=bound,
+        reasons=reasons(plan, bound, ranked_times(ranked), fits, cluster, reference),
+    )
+
+
+def reference_answer(
+    fits: Fits, cluster: Cluster, workers: int, zero_stage: int, reference: Reference
+) -> Answer | None:
+    """Fall back to the reference batch and rate where no trial reached the target: no time to target then."""
+    if fits.step_time is None or _untimed(fits.step_time, workers) is not None:
+        return None
+    try:
+        plan = split_batch(reference.global_batch, workers, fits.memory, cluster, zero_stage)
+    except (BadInput, NothingFeasible):
+        return None
+    option = _option(fits.step_time, plan, reference.learning_rate, None)
+    return answer(fits, cluster, [option], reference)
+
+
+def ranked_times(ranked: Iterable[Option]) -> list[tuple[int, float]]:
+    """Give (global batch, predicted time to target in s) of the options that have one, in order."""
+    return [(o.plan.global_batch, o.time_s.value) for o in ranked if o.time_s is not None]
+
+
+def _option(fit: StepTimeFit, plan: BatchPlan, learning_rate: float, examples: Estimate | None) -> Option:
+    return Option(plan, learning_rate, fit.predict(plan), fit.mean_over_median, examples)
+
+
+def _untimed(step_time: StepTimeFit | None, workers: int) -> str | None:
+    """Say why nothing is known of the step time on a worker count: synchronisation was never seen."""
+    if step_time is None:
+        return "no step time was measured"
+    if workers > 1 and step_time.largest_workers == 1:
+        return "no step time was measured on more than one worker"
+    return None
+
+
+def _bound(fits: Fits, ranked: list[Option], pinned: BatchPlan | None) -> Bound:
+    """Name the limit that, if lifted, would give a faster answer."""
+    best = ranked[0]
+    if pinned is not None:
+        return "pinned plan"
+    if best.time_s is None or fits.step_time is None:
+        return "no evidence"
+    unlimited = min(
+        fits.step_time.predict(_at_once(o.plan)).value
+        * o.mean_over_median.value
+        * o.examples.value
+        / o.plan.global_batch
+        for o in ranked
+        if o.examples is not None
+    )
+    if best.time_s.value > (1 + _MEMORY_MATTERS) * unlimited:
+        return "memory"
+    if best.plan.global_batch == fits.train_examples:
+        return "dataset size"
+    largest = max(o.plan.global_batch for o in ranked)
+    return "critical batch" if best.plan.global_batch < largest else "largest batch measured"
+
+
+def _at_once(plan: BatchPlan) -> BatchPlan:
+    """Spread the plan's global batch as if memory had no limit: one pass."""
+    return BatchPlan.split(plan.global_batch, plan.workers, plan.global_batch, plan.zero_stage)
+
+
+def _rate(step_time_s: Estimate, global_batch: int) -> Estimate:
+    """Examples per second; the interval turns over."""
+    low, high = step_time_s.low, step_time_s.high
+    return step_time_s.model_copy(
+        update={
+            "value": global_batch / step_time_s.value,
+            "low": None if high is None else global_batch / high,
+            "high": None if low is None else global_batch / low,
+        }
+    )
+
+
+def _single(result: BatchResult) -> Estimate:
+    """Examples to target where only one batch was measured: its mean, without an interval."""
+    return Estimate(value=result.mean_examples, samples=len(result.examples), method="mean over seeds")

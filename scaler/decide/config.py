@@ -1,0 +1,114 @@
+"""BatchConfig: the answer, as written to batch-config.yaml (docs/batch-config.md describes it)."""
+
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from scaler.batch import BatchPlan
+from scaler.cluster import Cluster
+from scaler.schema import Strict
+from scaler.stats import Estimate
+
+Bound = Literal[
+    "memory", "dataset size", "critical batch", "largest batch measured", "pinned plan", "no evidence"
+]
+
+
+class Answer(Strict):
+    """The batch configuration for one worker count. A number without evidence is absent."""
+
+    plan: BatchPlan
+    learning_rate: float
+    warmup_examples: int
+    warmup_steps: int
+    step_time_s: Estimate
+    samples_per_s: Estimate
+    examples_to_target: Estimate | None = None
+    steps_to_target: Estimate | None = None
+    time_to_target_s: Estimate | None = None
+    """Training steps only: evaluation and start-up are not in it."""
+    cost_to_target: float | None = None
+    """In the currency of the cluster's price."""
+    peak_memory_bytes: Estimate | None = None
+    bound_by: Bound
+    reasons: dict[str, str]
+    """Why each number is what it is."""
+
+
+class Findings(Strict):
+    """What the fits say of the workload, whatever the cluster."""
+
+    train_examples: int
+    parameters: int
+    noise_scale: Estimate | None = None
+    critical_batch: Estimate | None = None
+    """Absent where the data cannot identify it."""
+    learning_rate_exponent: Estimate | None = None
+    step_overhead_s: float | None = None
+    seconds_per_example: float | None = None
+    notes: tuple[str, ...] = ()
+    """What could not be measured or identified, and why."""
+
+
+class RuleOfThumb(Strict):
+    """A rule people follow, held against the measurement."""
+
+    rule: str
+    global_batch: int
+    agrees: bool
+    time_ratio: float | None = None
+    """Predicted time to target when following it, over the answer's."""
+    verdict: str
+
+
+class Comparison(Strict):
+    """One predicted quantity beside what the confirming run observed."""
+
+    quantity: str
+    predicted: Estimate
+    observed: float
+    inside: bool | None = None
+    """Whether the observation lies in the 90% interval; absent where there is none."""
+
+
+class Confirmation(Strict):
+    """The chosen configuration, trained once."""
+
+    reached: bool
+    examples: int
+    steps: int
+    final_metric: float | None
+    comparisons: tuple[Comparison, ...]
+
+
+class BatchConfig(Strict):
+    """One batch configuration per worker count, the one to use, and what it rests on."""
+
+    schema_version: Literal[1] = 1
+    workload: str
+    cluster: Cluster
+    chosen_workers: int
+    """Worker count of the answer with the least time to target."""
+    answers: tuple[Answer, ...]
+    infeasible: dict[int, str] = Field(default_factory=dict)
+    """Worker counts without an answer, and why."""
+    findings: Findings
+    rules_of_thumb: tuple[RuleOfThumb, ...] = ()
+    confirmation: Confirmation | None = None
+    records: int
+    """How many observations it rests on."""
+    versions: dict[str, str]
+
+    @property
+    def chosen(self) -> Answer:
+        """The answer to use."""
+        return next(a for a in self.answers if a.plan.workers == self.chosen_workers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain data, absent numbers left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def to_yaml(self) -> str:
+        """Write the file's text."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,38 @@
+"""Predicted beside observed, once the chosen configuration was trained."""
+
+import numpy as np
+
+from scaler.decide.config import Answer, Comparison, Confirmation
+from scaler.records import ConfirmationRecord, MemoryRecord
+from scaler.stats import Estimate
+
+_WARMUP_STEPS = 5
+
+
+def compare(answer: Answer, record: ConfirmationRecord, memory: MemoryRecord | None) -> Confirmation:
+    """Hold the answer's predictions against one confirming run."""
+    used = record.step_times_s[: record.steps]
+    settled = used[_WARMUP_STEPS:] or used
+    step_time_s = float(np.median(settled))
+    rows = [_row("step_time_s", answer.step_time_s, step_time_s)]
+    if record.reached:
+        rows.append(_row("examples_to_target", answer.examples_to_target, float(record.examples)))
+        rows.append(_row("time_to_target_s", answer.time_to_target_s, record.steps * float(np.mean(settled))))
+    if memory is not None and memory.peak_bytes is not None:
+        rows.append(_row("peak_memory_bytes", answer.peak_memory_bytes, float(memory.peak_bytes)))
+    return Confirmation(
+        reached=record.reached,
+        examples=record.examples,
+        steps=record.steps,
+        final_metric=record.curve[-1].metric if record.curve else None,
+        comparisons=tuple(row for row in rows if row is not None),
+    )
+
+
+def _row(quantity: str, predicted: Estimate | None, observed: float) -> Comparison | None:
+    if predicted is None:
+        return None
+    inside = None
+    if predicted.low is not None and predicted.high is not None:
+        inside = predicted.low <= observed <= predicted.high
+    return Comparison(quantity=quantity, predicted=predicted, observed=observed, inside=inside)

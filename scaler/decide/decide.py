@@ -1,0 +1,120 @@
+"""From records to a BatchConfig."""
+
+from collections.abc import Sequence
+
+from scaler.batch import BatchPlan
+from scaler.cluster import Cluster
+from scaler.decide.choose import Option, answer, options, reference_answer
+from scaler.decide.config import Answer, BatchConfig, Findings
+from scaler.decide.confirm import compare
+from scaler.decide.fits import Fits, fit_all, workload_record
+from scaler.decide.rules import rules_of_thumb
+from scaler.errors import NothingFeasible
+from scaler.fit.learning_rate import rate_exponent
+from scaler.fit.noise import fit_noise_scale
+from scaler.records import (
+    ConfirmationRecord,
+    MemoryRecord,
+    NoiseRecord,
+    Record,
+    WorkloadRecord,
+)
+from scaler.workload import Reference
+
+
+def decide(
+    records: Sequence[Record],
+    cluster: Cluster,
+    zero_stage: int = 0,
+    pinned: BatchPlan | None = None,
+) -> BatchConfig:
+    """Choose the batch configuration for every worker count of the cluster.
+
+    Raises:
+        BadInput: the records do not even hold the sizes of the workload.
+        NothingFeasible: no worker count has an answer; says why for each.
+    """
+    sizes = workload_record(records)
+    reference = Reference(
+        sizes.reference_global_batch, sizes.reference_learning_rate, sizes.reference_warmup_examples
+    )
+    fits = fit_all(records, cluster)
+    answers: list[Answer] = []
+    infeasible: dict[int, str] = {}
+    ranked: dict[int, list[Option]] = {}
+    for workers in [pinned.workers] if pinned else cluster.worker_counts:
+        ranked[workers], why = options(fits, cluster, workers, zero_stage, pinned)
+        if ranked[workers]:
+            answers.append(answer(fits, cluster, ranked[workers], reference, pinned))
+        elif kept := reference_answer(fits, cluster, workers, zero_stage, reference):
+            answers.append(kept)
+        else:
+            infeasible[workers] = why or "no plan fits"
+    if not answers:
+        faults = [f"  - {workers} workers: {why}" for workers, why in infeasible.items()]
+        raise NothingFeasible(
+            "\n".join([f"no batch configuration for {cluster.name}:", *faults]),
+            hint="a longer --budget measures more; more device memory or another ZeRO stage fits more",
+        )
+    best = min(answers, key=_speed)
+    return BatchConfig(
+        workload=sizes.name,
+        cluster=cluster,
+        chosen_workers=best.plan.workers,
+        answers=tuple(answers),
+        infeasible=infeasible,
+        findings=_findings(records, fits, sizes),
+        rules_of_thumb=rules_of_thumb(ranked[best.plan.workers], fits.train_examples) if not pinned else (),
+        records=len(records),
+        versions=records[-1].environment.versions,
+    )
+
+
+def with_confirmation(config: BatchConfig, records: Sequence[Record]) -> BatchConfig:
+    """Add predicted against observed, where the chosen configuration was trained."""
+    chosen = config.chosen
+    confirmations = [
+        r
+        for r in records
+        if isinstance(r, ConfirmationRecord)
+        and (r.plan, r.learning_rate) == (chosen.plan, chosen.learning_rate)
+    ]
+    if not confirmations:
+        return config
+    peaks = [r for r in records if isinstance(r, MemoryRecord) and r.plan == chosen.plan]
+    confirmation = compare(chosen, confirmations[-1], peaks[-1] if peaks else None)
+    return config.model_copy(update={"confirmation": confirmation, "records": len(records)})
+
+
+def _speed(found: Answer) -> float:
+    """Order answers by time to target, or by throughput where none has one."""
+    time_s = found.time_to_target_s
+    return time_s.value if time_s is not None else 1e12 / found.samples_per_s.value
+
+
+def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> Findings:
+    noise = fit_noise_scale(r for r in records if isinstance(r, NoiseRecord))
+    exponent = rate_exponent(fits.batches.values())
+    critical = fits.steps.critical_batch() if fits.steps else None
+    notes = []
+    if noise is None:
+        notes.append("gradient noise scale: not identifiable, or not measured (ZeRO and fp16 hide it)")
+    if critical is None:
+        notes.append("critical batch: not identifiable, examples to target have not bent over these batches")
+    if exponent is None:
+        notes.append("learning-rate exponent: needs three batches that reach the target")
+    notes += [
+        f"global batch {batch}: no learning rate tried reached the target"
+        for batch, result in fits.batches.items()
+        if result.best_rate is None
+    ]
+    return Findings(
+        train_examples=sizes.train_examples,
+        parameters=sizes.parameters,
+        noise_scale=noise,
+        critical_batch=critical,
+        learning_rate_exponent=exponent,
+        step_overhead_s=fits.step_time.overhead_s if fits.step_time else None,
+        seconds_per_example=fits.step_time.per_example_s if fits.step_time else None,
+        notes=tuple(notes),
+    )

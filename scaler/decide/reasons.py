@@ -1,0 +1,91 @@
+"""Why each number of an answer is what it is, in a sentence."""
+
+from collections.abc import Sequence
+
+from scaler.batch import BatchPlan
+from scaler.cluster import Cluster
+from scaler.decide.config import Bound
+from scaler.decide.fits import Fits
+from scaler.fit.learning_rate import BatchResult
+from scaler.fit.memory import MemoryFit, memory_for
+from scaler.fit.step_time import StepTimeFit
+from scaler.units import format_bytes, format_count
+from scaler.workload import Reference
+
+_BOUNDS: dict[Bound, str] = {
+    "memory": "device memory: in one pass a larger micro-batch would be faster",
+    "dataset size": "the data set: one step takes all of it",
+    "critical batch": "the critical batch: beyond it a step costs more examples than it saves time",
+    "largest batch measured": "the largest batch measured: larger ones may be faster still",
+    "pinned plan": "the pinned plan: nothing else was considered",
+    "no evidence": "missing evidence: no trial reached the target, so the reference batch is kept",
+}
+
+
+def reasons(
+    plan: BatchPlan,
+    bound: Bound,
+    ranked_times: Sequence[tuple[int, float]],
+    fits: Fits,
+    cluster: Cluster,
+    reference: Reference,
+) -> dict[str, str]:
+    """Give one sentence per number of the answer."""
+    return {
+        "global_batch": _global_batch(bound, ranked_times),
+        "micro_batch": _micro_batch(plan, memory_for(fits.memory, plan.workers, plan.zero_stage), cluster),
+        "accumulation": _accumulation(plan),
+        "zero_stage": "as asked" if plan.zero_stage else "0: nothing is sharded",
+        "learning_rate": _learning_rate(fits.batches.get(plan.global_batch), reference),
+        "step_time": _step_time(plan, fits.step_time),
+        "warmup": "kept at the reference's number of examples; its length was not measured",
+        "bound_by": _BOUNDS[bound],
+    }
+
+
+def _global_batch(bound: Bound, ranked_times: Sequence[tuple[int, float]]) -> str:
+    if not ranked_times or bound == "pinned plan":
+        return _BOUNDS[bound]
+    text = f"least predicted time to target of {len(ranked_times)} global batches"
+    if len(ranked_times) > 1:
+        (_, best_s), (runner_up, second_s) = ranked_times[:2]
+        text += f"; the runner-up, {runner_up}, takes {second_s / best_s - 1:.1%} longer"
+    return text
+
+
+def _micro_batch(plan: BatchPlan, memory: MemoryFit | None, cluster: Cluster) -> str:
+    if memory is None:
+        return "memory was not measured"
+    peak = memory.peak_bytes(plan.micro_batch, plan.accumulation).value
+    return (
+        f"predicted peak {format_bytes(peak)} x {1 + cluster.margin:g} "
+        f"+ {format_bytes(cluster.reserve_bytes)} reserve <= {format_bytes(memory.capacity_bytes)}; "
+        f"the largest that fits is {memory.max_micro_batch(cluster, plan.accumulation)}"
+    )
+
+
+def _accumulation(plan: BatchPlan) -> str:
+    if plan.accumulation == 1:
+        return "1: the whole batch fits in one pass"
+    return f"the least that divides the batch into passes that fit: {plan.arithmetic()}"
+
+
+def _step_time(plan: BatchPlan, fit: StepTimeFit | None) -> str:
+    if fit is None:
+        return "not measured"
+    text = f"fitted to {fit.runs} launches on up to {fit.largest_workers} workers"
+    if fit.is_extrapolated(plan):
+        text += "; extrapolated beyond 4 x of what was measured"
+    return text
+
+
+def _learning_rate(result: BatchResult | None, reference: Reference) -> str:
+    if result is None or result.best_rate is None:
+        return f"the reference's, {reference.learning_rate:g}: no trial at this batch reached the target"
+    tried = ", ".join(f"{rate:g}" for rate in result.rates)
+    text = (
+        f"fewest examples to target ({format_count(result.mean_examples)}, mean of {len(result.examples)} "
+        f"seeds) of the rates tried: {tried}"
+    )
+    edges = {-1: "; the best is the lowest tried", 1: "; the best is the highest tried", 0: ""}
+    return text + edges[result.edge()]

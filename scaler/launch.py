@@ -1,0 +1,74 @@
+"""LaunchConfig: one launch, shared by the command line, launch/tune.py and Python."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+
+from scaler.batch import BatchPlan, ZeroStage
+from scaler.cluster import Cluster
+from scaler.schema import Strict, parse, read_yaml
+from scaler.units import parse_seconds
+
+
+def _cluster(value: Any) -> Any:
+    return Cluster.load(value) if isinstance(value, (str, Path)) else value
+
+
+Duration = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0)]
+
+
+class LaunchConfig(Strict):
+    """What to tune, where, and within what. Round-trips through YAML."""
+
+    workload: str
+    """Address: `digits` (built in), `file.py:name` or `package.module:name`."""
+    cluster: Annotated[Cluster, BeforeValidator(_cluster)]
+    """A cluster, or the path of its file."""
+    storage_path: str = "RUN"
+    """The run folder."""
+    plan: BatchPlan | None = None
+    """Measure only this batch plan, instead of searching for one."""
+    budget_s: Annotated[Duration | None, Field(alias="budget")] = None
+    """Bounds measuring: `20m`, `90s`. Default: no bound."""
+    zero_stage: ZeroStage = 0
+    """DeepSpeed ZeRO stage of every plan."""
+    seeds: PositiveInt = 3
+    """Trials per batch and learning rate."""
+    runtime: Literal["ray", "local"] = "ray"
+    """`local` runs in this process on one device, without Ray."""
+    address: str | None = None
+    """Ray cluster to connect to. Default: RAY_ADDRESS, else one is started here."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of the workers."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LaunchConfig":
+        """Read a launch file; a relative cluster path in it is relative to the file.
+
+        Raises:
+            BadInput: the file is absent or not YAML, or keys are unknown, missing or impossible (all listed).
+        """
+        path = Path(path)
+        data = read_yaml(path)
+        if isinstance(data, dict) and isinstance(data.get("cluster"), str):
+            data = {**data, "cluster": Cluster.load(path.parent / data["cluster"])}
+        return parse(cls, data, str(path))
+
+    def to_yaml(self) -> str:
+        """Write the launch as YAML that `load` reads back to the same launch."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LaunchConfig":
+        plan = self.plan
+        if plan is not None and plan.workers not in self.cluster.worker_counts:
+            low, high = self.cluster.workers
+            raise ValueError(f"plan: {plan.arithmetic()}, but the cluster has {low} to {high} workers")
+        if plan is not None and plan.zero_stage != self.zero_stage:
+            raise ValueError(f"plan: its zero_stage is {plan.zero_stage}, the launch's {self.zero_stage}")
+        if self.zero_stage and self.runtime == "local":
+            raise ValueError("zero_stage: DeepSpeed needs worker processes; use runtime: ray")
+        return self

@@ -1,0 +1,86 @@
+"""Evidence: asks each question once, records the answer when it is taken, and stops at the budget."""
+
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from scaler.probe.convergence import ConvergenceRequest
+from scaler.probe.memory import MemoryRequest, out_of_memory_record
+from scaler.records import ConvergenceRecord, Record
+from scaler.runs import RunFolder
+from scaler.runtime.protocol import Outcome, Runtime, Task
+
+Progress = Callable[[str, int, int], None]
+"""(phase, tasks done, tasks in all)"""
+
+
+class Evidence:
+    """Asks tasks of a runtime, and skips those that the run folder answers already."""
+
+    def __init__(
+        self, runtime: Runtime, run: RunFolder, budget_s: float | None, progress: Progress | None = None
+    ) -> None:
+        self.records = run.records()
+        self._runtime = runtime
+        self._run = run
+        self._deadline = time.monotonic() + budget_s if budget_s is not None else float("inf")
+        self._progress = progress
+        self._phases: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        self._answers = {r.task: r for r in self.records if not _cut_short(r)}
+
+    def out_of_budget(self) -> bool:
+        """Whether the budget for measuring is spent."""
+        return time.monotonic() >= self._deadline
+
+    def ask(self, phase: str, tasks: Sequence[Task], expected: int = 0) -> list[Record]:
+        """Give the tasks' records, in their order; those that the budget did not reach are left out.
+
+        `expected` is how many tasks the whole phase will probably ask, for the progress shown.
+
+        Raises:
+            WorkloadError, ClusterFailed, ScalerError: a task failed; what was answered is kept.
+        """
+        unique = {task.key: task for task in tasks}
+        open_tasks = [task for key, task in unique.items() if key not in self._answers]
+        counts = self._phases[phase]
+        counts[1] += len(unique)
+        self._count(phase, len(unique) - len(open_tasks), expected)
+        for outcome in self._runtime.run(self._within_budget(open_tasks)):
+            record = _record(outcome)
+            if record.task not in self._answers:
+                self._run.append(record)
+                self.records.append(record)
+                self._answers[record.task] = record
+            self._count(phase, 1, expected)
+        answered = [self._answers[task.key] for task in tasks if task.key in self._answers]
+        return [record for record in answered if not _cut_short(record)]
+
+    def _count(self, phase: str, done: int, expected: int) -> None:
+        counts = self._phases[phase]
+        counts[0] += done
+        if self._progress is not None:
+            self._progress(phase, counts[0], max(counts[1], expected))
+
+    def _within_budget(self, tasks: Iterable[Task]) -> Iterator[Task]:
+        for task in tasks:
+            if self.out_of_budget():
+                return
+            if isinstance(task.request, ConvergenceRequest):
+                left_s = self._deadline - time.monotonic()
+                request = dataclasses.replace(task.request, time_limit_s=left_s)
+                task = dataclasses.replace(task, request=request)
+            yield task
+
+
+def _record(outcome: Outcome) -> Record:
+    if outcome.record is not None:
+        return outcome.record
+    assert outcome.failure is not None
+    if outcome.failure.kind == "out_of_memory" and isinstance(outcome.task.request, MemoryRequest):
+        return out_of_memory_record(outcome.task)
+    raise outcome.failure.error(outcome.task)
+
+
+def _cut_short(record: Record) -> bool:
+    return isinstance(record, ConvergenceRecord) and record.stop == "deadline"

@@ -1,0 +1,243 @@
+"""Which questions to ask: memory, throughput, noise, convergence, in that order."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from scaler.batch import BatchPlan, candidates
+from scaler.cluster import Cluster
+from scaler.decide.config import Answer
+from scaler.decide.plans import feasible_plan
+from scaler.errors import BadInput, NothingFeasible
+from scaler.fit.memory import MemoryFits, fit_memory, memory_for
+from scaler.launch import LaunchConfig
+from scaler.measure.evidence import Evidence
+from scaler.measure.learning_rates import search_learning_rates, trial_limit
+from scaler.probe.convergence import ConvergenceRequest, probe_confirmation
+from scaler.probe.memory import MemoryRequest, probe_memory
+from scaler.probe.noise import NoiseRequest, probe_noise
+from scaler.probe.throughput import ThroughputRequest, probe_throughput
+from scaler.probe.workload import WorkloadRequest, probe_workload
+from scaler.records import MemoryRecord, WorkloadRecord
+from scaler.runtime.protocol import Task
+from scaler.units import format_bytes
+from scaler.workload import Workload
+
+_SMALLEST_MICRO_BATCH = 8
+_SHRINK = 0.9  # of a micro-batch that was predicted to fit and did not
+_STEPS_PER_RUN = 30
+_LAUNCHES = 2  # fresh runs of a plan differ by more than steps within one
+_NOISE_STEPS = 100
+_TIMED_BATCHES = 4
+CONFIRMING_SEED = 1_000_000
+
+T = TypeVar("T")
+
+
+def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, workers: int) -> None:
+    """Take all evidence that the answer needs, on up to `workers` ranks.
+
+    Raises:
+        BadInput: the data is smaller than the batch.
+        NothingFeasible: the model does not fit the device at micro-batch 1.
+    """
+    sizes = ask_sizes(evidence)
+    counts = [count for count in launch.cluster.worker_counts if count <= workers]
+    batches = global_batches(workload, launch, sizes)
+    fits = measure_memory(evidence, launch, sizes, counts, batches)
+    measure_throughput(evidence, launch, fits, counts, batches)
+    measure_noise(evidence, workload, fits, counts[-1])
+    spread = partial(trial_plan, workload, launch, sizes, fits, workers=counts[-1])
+    search_learning_rates(evidence, workload, launch.seeds, sizes, {b: spread(b) for b in batches})
+
+
+def ask_sizes(evidence: Evidence) -> WorkloadRecord:
+    """Ask for the sizes of data and model.
+
+    Raises:
+        WorkloadError, BadInput: a function of the workload raises, or returns what it should not.
+    """
+    records = evidence.ask("workload", [Task(probe_workload, WorkloadRequest())])
+    assert records and isinstance(records[0], WorkloadRecord)
+    return records[0]
+
+
+def global_batches(workload: Workload, launch: LaunchConfig, sizes: WorkloadRecord) -> list[int]:
+    """List the global batches to try: the pinned plan's, or the candidates for this data set.
+
+    Raises:
+        BadInput: the data is smaller than the batch.
+    """
+    if launch.plan is None:
+        return candidates(
+            sizes.train_examples, workload.reference.global_batch, smallest=launch.cluster.min_workers
+        )
+    if launch.plan.global_batch > sizes.train_examples:
+        raise BadInput(
+            f"the plan takes {launch.plan.arithmetic()} examples a step, and the training data has "
+            f"{sizes.train_examples}",
+            hint="pin a smaller plan, or use more data",
+        )
+    return [launch.plan.global_batch]
+
+
+def measure_memory(
+    evidence: Evidence,
+    launch: LaunchConfig,
+    sizes: WorkloadRecord,
+    counts: Sequence[int],
+    batches: Sequence[int],
+) -> MemoryFits:
+    """Measure peaks up to the largest micro-batch that is of use or fits.
+
+    Without ZeRO one worker differs from several (no buckets), and several do not differ.
+
+    Raises:
+        NothingFeasible: micro-batch 1 does not fit.
+    """
+    stage = launch.zero_stage
+    # Convergence trials run on one worker, unsharded, where that fits.
+    shapes = {(0, 1), *((stage, count) for count in (counts if stage else (counts[0], *counts[1:2])))}
+    for zero_stage, workers in sorted(shapes):
+        largest = min(max(batches), sizes.train_examples // workers)
+        ask = partial(_ask_peak, evidence, workers=workers, zero_stage=zero_stage)
+        measured = _climb(ask, largest)
+        if not any(record.peak_bytes for record in measured):
+            if measured and zero_stage == stage:
+                raise _too_big(launch.cluster, sizes, measured[-1])
+            continue
+        if any(record.out_of_memory for record in measured):
+            _confirm(evidence, ask, launch.cluster, zero_stage, workers)
+        # Gradients that live through the next forward pass: the same micro-batch, accumulating.
+        ask(min(_SMALLEST_MICRO_BATCH, largest // 2) or 1, accumulation=2)
+    return memory_fits(evidence, launch.cluster)
+
+
+def memory_fits(evidence: Evidence, cluster: Cluster) -> MemoryFits:
+    """Fit the peaks measured so far."""
+    records = [r for r in evidence.records if isinstance(r, MemoryRecord)]
+    return fit_memory(records, cluster.capacity_bytes())
+
+
+def _ask_peak(
+    evidence: Evidence, micro_batch: int, workers: int, zero_stage: int, accumulation: int = 1
+) -> MemoryRecord | None:
+    plan = BatchPlan.equal(micro_batch, accumulation, workers, zero_stage)
+    task = Task(probe_memory, MemoryRequest(plan), workers, whole_group=zero_stage > 0)
+    records = evidence.ask("memory", [task])
+    return next((record for record in records if isinstance(record, MemoryRecord)), None)
+
+
+def _climb(ask: Callable[[int], MemoryRecord | None], largest: int) -> list[MemoryRecord]:
+    """Double the micro-batch up to `largest` or out of memory; from a first failure, halve it down to 1."""
+    measured: list[MemoryRecord] = []
+    micro_batch = min(_SMALLEST_MICRO_BATCH, largest)
+    down = False
+    while (record := ask(micro_batch)) is not None:
+        measured.append(record)
+        down = down or (record.out_of_memory and len(measured) == 1)
+        if micro_batch == (1 if down else largest) or record.out_of_memory != down:
+            break
+        micro_batch = micro_batch // 2 if down else min(2 * micro_batch, largest)
+    return measured
+
+
+def _confirm(
+    evidence: Evidence,
+    ask: Callable[[int], MemoryRecord | None],
+    cluster: Cluster,
+    zero_stage: int,
+    workers: int,
+) -> None:
+    """Try the micro-batch that is predicted to be the largest; where it fails, a smaller one."""
+    fit = memory_for(memory_fits(evidence, cluster), workers, zero_stage)
+    micro_batch = fit.max_micro_batch(cluster) if fit else 0
+    while micro_batch >= 1 and (record := ask(micro_batch)) is not None and record.out_of_memory:
+        micro_batch = int(micro_batch * _SHRINK)
+
+
+def _too_big(cluster: Cluster, sizes: WorkloadRecord, record: MemoryRecord) -> NothingFeasible:
+    capacity_bytes = cluster.capacity_bytes() or record.capacity_bytes or 0
+    return NothingFeasible(
+        f"the model ({sizes.parameters:,} parameters) runs out of memory at micro-batch 1 on a device of "
+        f"{cluster.name} with {format_bytes(capacity_bytes)}",
+        hint="use a device with more memory, a higher zero_stage, shorter examples or a smaller model",
+    )
+
+
+def measure_throughput(
+    evidence: Evidence, launch: LaunchConfig, fits: MemoryFits, counts: Sequence[int], batches: Sequence[int]
+) -> None:
+    """Time fresh launches of plans that may be chosen, one at a time: neighbours would share the host."""
+    timed = _spaced(counts, _TIMED_BATCHES)
+    tasks = []
+    for workers in timed:
+        plans = [
+            launch.plan if launch.plan is not None and launch.plan.workers == workers else plan
+            for batch in batches
+            if (plan := feasible_plan(batch, workers, fits, launch.cluster, launch.zero_stage)) is not None
+        ]
+        for plan in _spaced(plans, _TIMED_BATCHES):
+            tasks += [
+                Task(
+                    probe_throughput,
+                    ThroughputRequest(plan, _STEPS_PER_RUN, seed=seed),
+                    workers,
+                    whole_group=plan.zero_stage > 0,
+                )
+                for seed in range(_LAUNCHES)
+            ]
+    for task in tasks:
+        evidence.ask("throughput", [task], expected=len(tasks))
+
+
+def measure_noise(evidence: Evidence, workload: Workload, fits: MemoryFits, workers: int) -> None:
+    """Measure gradient noise at the reference, unsharded: on all workers, or in two passes on one."""
+    fit = memory_for(fits, workers)
+    if fit is None or workload.precision == "fp16":
+        return
+    accumulation = 1 if workers > 1 else 2
+    micro_batch = min(workload.reference.global_batch // (workers * accumulation), fit.largest_measured)
+    if micro_batch >= 1:
+        plan = BatchPlan.equal(micro_batch, accumulation, workers)
+        request = NoiseRequest(plan, workload.reference.learning_rate, _NOISE_STEPS)
+        evidence.ask("noise", [Task(probe_noise, request, workers)])
+
+
+def trial_plan(
+    workload: Workload,
+    launch: LaunchConfig,
+    sizes: WorkloadRecord,
+    fits: MemoryFits,
+    batch: int,
+    workers: int,
+) -> BatchPlan | None:
+    """Spread a convergence trial over the smallest set of workers that fits.
+
+    Where the spread itself matters (batch statistics, or the workload says so) that is the real plan.
+    """
+    if workload.spread_matters or sizes.batch_statistics:
+        return launch.plan or feasible_plan(batch, workers, fits, launch.cluster, launch.zero_stage)
+    single = feasible_plan(batch, 1, fits, launch.cluster, 0)
+    return single or feasible_plan(batch, workers, fits, launch.cluster, launch.zero_stage)
+
+
+def confirm(evidence: Evidence, workload: Workload, answer: Answer) -> None:
+    """Train the chosen configuration once, on its real workers, with a seed that no trial had."""
+    if answer.bound_by == "no evidence":
+        return
+    plan = answer.plan
+    sharded = plan.zero_stage > 0
+    limit = trial_limit(workload, ask_sizes(evidence))
+    request = ConvergenceRequest(
+        plan, answer.learning_rate, answer.warmup_examples, limit, seed=CONFIRMING_SEED
+    )
+    for probe, asked in ((probe_memory, MemoryRequest(plan)), (probe_confirmation, request)):
+        evidence.ask("confirmation", [Task(probe, asked, plan.workers, whole_group=sharded)], expected=2)
+
+
+def _spaced(items: Sequence[T], most: int) -> list[T]:
+    """Choose at most `most` items, evenly, with the first and the last."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

@@ -1,0 +1,144 @@
+"""tune() and recommend(): the whole flow on one page."""
+
+from pathlib import Path
+
+from scaler.cluster import Cluster
+from scaler.decide.config import BatchConfig
+from scaler.decide.decide import decide, with_confirmation
+from scaler.decide.fits import workload_record
+from scaler.errors import BadInput, Interrupted, ScalerError
+from scaler.launch import LaunchConfig
+from scaler.measure.evidence import Evidence, Progress
+from scaler.measure.stages import confirm, measure
+from scaler.report.html import render
+from scaler.runs import RunFolder
+from scaler.runtime.protocol import Runtime
+from scaler.schema import write_atomically
+from scaler.workload import Workload, load_workload
+
+
+def tune(
+    launch: LaunchConfig,
+    *,
+    workload: Workload | None = None,
+    runtime: Runtime | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> BatchConfig:
+    """Measure, fit, decide, report; then train the answer once and put predicted beside observed.
+
+    Everything is written to `launch.storage_path`: launch.yaml, records.jsonl, batch-config.yaml and
+    report.html. `workload` replaces the address in the launch; `runtime` the one the launch names.
+
+    Raises:
+        BadInput: the workload, the cluster or the out folder is wrong.
+        NothingFeasible: no batch configuration fits.
+        ClusterFailed: the workers are lost; `resume` continues.
+        Interrupted: stopped by the keyboard; the answer so far is written.
+    """
+    workload = workload or load_workload(launch.workload)
+    run = _open_run(launch, resume, force)
+    try:
+        with runtime or open_runtime(launch, workload) as ranks:
+            evidence = Evidence(ranks, run, launch.budget_s, progress)
+            measure(evidence, workload, launch, ranks.workers)
+            config = _decide(run, launch.cluster, launch)
+            _write(run, config)
+            confirm(Evidence(ranks, run, None, progress), workload, config.chosen)
+    except KeyboardInterrupt:
+        raise _interrupted(run, launch) from None
+    except ScalerError as error:
+        if notes := getattr(error, "__notes__", []):
+            run.fault_log.write_text("\n".join(notes), encoding="utf-8")
+        raise
+    config = with_confirmation(config, run.records())
+    _write(run, config)
+    return config
+
+
+def recommend(run: str | Path, cluster: Cluster | None = None) -> BatchConfig:
+    """Decide again from what a run measured, for its own cluster or another of the same devices.
+
+    Raises:
+        BadInput: there is no run, or the cluster's devices are of another kind.
+        NothingFeasible: no worker count of the cluster has an answer.
+    """
+    folder = RunFolder.open(run)
+    launch = LaunchConfig.load(folder.launch)
+    cluster = cluster or launch.cluster
+    if cluster.kind != launch.cluster.kind:
+        raise BadInput(
+            f"the run was measured on {launch.cluster.kind} devices and {cluster.name} has {cluster.kind} "
+            "devices: step times do not carry over",
+            hint=f"`scaler tune {launch.workload} --cluster FILE --out OTHER` measures there",
+        )
+    return _decide(folder, cluster, launch)
+
+
+def report(run: str | Path) -> Path:
+    """Write report.html again from the run folder; returns its path.
+
+    Raises:
+        BadInput: there is no run, or nothing was measured yet.
+    """
+    folder = RunFolder.open(run)
+    _write(folder, recommend(run))
+    return folder.report
+
+
+def open_runtime(launch: LaunchConfig, workload: Workload) -> Runtime:
+    """Open the runtime that the launch names."""
+    if launch.runtime == "local":
+        from scaler.runtime.local import LocalRuntime
+
+        return LocalRuntime(launch.cluster, workload)
+    from scaler.runtime.ray import RayRuntime
+
+    return RayRuntime(launch.cluster, workload, launch.address, launch.env)
+
+
+def _open_run(launch: LaunchConfig, resume: bool, force: bool) -> RunFolder:
+    if not resume:
+        run = RunFolder.create(launch.storage_path, force)
+        write_atomically(run.launch, launch.to_yaml())
+        return run
+    run = RunFolder.open(launch.storage_path)
+    before = LaunchConfig.load(run.launch)
+    # What does not change a question may change on resuming.
+    free = {"budget_s", "address", "env", "storage_path", "runtime"}
+    changed = [
+        name
+        for name in LaunchConfig.model_fields
+        if name not in free and getattr(before, name) != getattr(launch, name)
+    ]
+    if changed:
+        raise BadInput(
+            f"{launch.storage_path} was made with another {', '.join(changed)}",
+            hint=f"resume with what {run.launch} says, or use another out folder",
+        )
+    run.drop_cut_line()
+    return run
+
+
+def _decide(run: RunFolder, cluster: Cluster, launch: LaunchConfig) -> BatchConfig:
+    records = run.records()
+    config = decide(records, cluster, launch.zero_stage, launch.plan)
+    return with_confirmation(config, records)
+
+
+def _write(run: RunFolder, config: BatchConfig) -> None:
+    records = run.records()
+    sizes = workload_record(records)
+    write_atomically(run.batch_config, config.to_yaml())
+    write_atomically(run.report, render(config, records, (sizes.target_value, sizes.target_direction)))
+
+
+def _interrupted(run: RunFolder, launch: LaunchConfig) -> Interrupted:
+    records = run.records()
+    try:
+        _write(run, _decide(run, launch.cluster, launch))
+        state = f"the answer from {len(records)} records so far is in {run.batch_config}"
+    except ScalerError:
+        state = f"{len(records)} records are kept, too few for an answer"
+    return Interrupted(f"interrupted: {state}", hint="the same command with --resume continues")

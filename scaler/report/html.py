@@ -1,0 +1,181 @@
+"""The report as one HTML page that needs nothing beside it."""
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib import resources
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from scaler.decide.config import Answer, BatchConfig
+from scaler.records import ConvergenceRecord, NoiseRecord, Record, WorkloadRecord
+from scaler.report.drawing import draw
+from scaler.report.figures import build_figures
+from scaler.report.training import target_words
+from scaler.report.wording import (
+    NOT_IDENTIFIABLE,
+    NOT_MEASURED,
+    Form,
+    amount,
+    answer_rows,
+    answer_sentence,
+    comparison_words,
+    confirmation_sentence,
+    counted,
+    interval,
+    micro_batch_words,
+)
+from scaler.stats import Estimate
+from scaler.units import format_bytes, format_count, format_seconds
+
+Lines = list[tuple[str, ...]]
+
+
+def render(config: BatchConfig, records: list[Record], target: tuple[float, str] | None = None) -> str:
+    """Write the report page.
+
+    `target` is the metric's value and 'max' or 'min', the direction in which it is met; by default the
+    recorded one.
+    """
+    target = target or _recorded_target(records)
+    figures = build_figures(config, records, target)
+    return _template().render(
+        config=config,
+        sentence=answer_sentence(config),
+        confirmed=confirmation_sentence(config),
+        target=target_words(target) if target else None,
+        rows=answer_rows(config),
+        priced=_is_priced(config),
+        counts=_worker_counts(config),
+        comparisons=[comparison_words(c) for c in config.confirmation.comparisons]
+        if config.confirmation
+        else [],
+        rules=[
+            (r.rule, format_count(r.global_batch), _ratio(r.time_ratio), r.agrees, r.verdict)
+            for r in config.rules_of_thumb
+        ],
+        # draw() escapes its own text; nothing else is trusted.
+        figures=[(f.name, f.title, Markup(draw(f)), f.caption) for f in figures.present],
+        absent=figures.absent,
+        findings=_findings(config, records),
+        kinds=sorted(Counter(record.kind for record in records).items()),
+        taken=_taken(records),
+        environments=_environments(records),
+        methods=_methods(config),
+    )
+
+
+@functools.cache
+def _template() -> Template:
+    source = resources.files("scaler.report").joinpath("page.html").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(source)
+
+
+def _recorded_target(records: Iterable[Record]) -> tuple[float, str] | None:
+    sizes = next((record for record in records if isinstance(record, WorkloadRecord)), None)
+    return (sizes.target_value, sizes.target_direction) if sizes else None
+
+
+def _worker_counts(config: BatchConfig) -> list[dict[str, object]]:
+    """Make one table line per worker count: cells of (value, interval), or why there is no answer."""
+    lines: list[dict[str, object]] = [
+        {
+            "workers": answer.plan.workers,
+            "chosen": answer.plan.workers == config.chosen_workers,
+            "cells": _cells(answer, _is_priced(config)),
+        }
+        for answer in config.answers
+    ]
+    for workers, reason in config.infeasible.items():
+        lines.append({"workers": workers, "chosen": False, "reason": reason})
+    return sorted(lines, key=lambda line: int(str(line["workers"])))
+
+
+def _is_priced(config: BatchConfig) -> bool:
+    return config.cluster.price_per_device_hour is not None
+
+
+def _cells(answer: Answer, priced: bool) -> Lines:
+    def predicted(estimate: Estimate | None, form: Form) -> tuple[str, str]:
+        return amount(estimate, form), interval(estimate, form) if estimate else ""
+
+    plan, cost = answer.plan, answer.cost_to_target
+    return [
+        (format_count(plan.global_batch), ""),
+        (f"{micro_batch_words(plan)} x {plan.accumulation}", ""),
+        (str(plan.zero_stage), ""),
+        (format_count(answer.learning_rate), ""),
+        predicted(answer.step_time_s, format_seconds),
+        predicted(answer.samples_per_s, format_count),
+        predicted(answer.time_to_target_s, format_seconds),
+        predicted(answer.peak_memory_bytes, format_bytes),
+        *([(NOT_MEASURED if cost is None else format_count(cost), "")] if priced else []),
+        (answer.bound_by, ""),
+    ]
+
+
+def _findings(config: BatchConfig, records: Sequence[Record]) -> Lines:
+    """List what the fits say as (name, value, 90% interval, method)."""
+    found = config.findings
+    trials = any(isinstance(r, ConvergenceRecord) and r.kind == "convergence" for r in records)
+    noise = any(isinstance(r, NoiseRecord) for r in records)
+
+    def fitted(name: str, estimate: Estimate | None, unit: str, measured: bool) -> tuple[str, ...]:
+        if estimate is None:
+            return name, NOT_IDENTIFIABLE if measured else NOT_MEASURED, "", ""
+        value = f"{format_count(estimate.value)}{unit}"
+        return name, value, interval(estimate, format_count), _method(estimate)
+
+    def seconds(name: str, value: float | None) -> tuple[str, ...]:
+        return name, NOT_MEASURED if value is None else format_seconds(value), "", ""
+
+    return [
+        ("training examples", format_count(found.train_examples), "", "counted"),
+        ("parameters", format_count(found.parameters), "", "counted"),
+        fitted("gradient noise scale", found.noise_scale, " examples", noise),
+        fitted("critical batch", found.critical_batch, " examples", trials),
+        fitted("learning rate exponent", found.learning_rate_exponent, "", trials),
+        seconds("fixed time of one pass", found.step_overhead_s),
+        seconds("time of one more example", found.seconds_per_example),
+    ]
+
+
+def _methods(config: BatchConfig) -> Lines:
+    """List how each 90% interval of the answer was computed."""
+    answer = config.chosen
+    estimates = {
+        "step time": answer.step_time_s,
+        "samples/s": answer.samples_per_s,
+        "examples to target": answer.examples_to_target,
+        "steps to target": answer.steps_to_target,
+        "time to target": answer.time_to_target_s,
+        "peak memory": answer.peak_memory_bytes,
+    }
+    return [(name, _method(estimate)) for name, estimate in estimates.items() if estimate is not None]
+
+
+def _method(estimate: Estimate) -> str:
+    return f"{estimate.method} ({counted(estimate.samples, 'sample')})"
+
+
+def _ratio(ratio: float | None) -> str:
+    return NOT_MEASURED if ratio is None else f"{format_count(ratio)} x"
+
+
+def _taken(records: Sequence[Record]) -> str:
+    times = sorted(record.taken_at for record in records)
+    return f"{times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M} UTC" if times else ""
+
+
+def _environments(records: Iterable[Record]) -> Lines:
+    """List the distinct machines and versions as (device, machine, versions, records)."""
+    seen: Counter[tuple[str, str, str]] = Counter()
+    for record in records:
+        own = record.environment
+        versions = ", ".join(f"{name} {version}" for name, version in own.versions.items())
+        seen[own.device, f"{own.machine}, {counted(own.cpu_count, 'CPU')}", versions] += 1
+    return [(*place, format_count(number)) for place, number in seen.items()]

@@ -1,0 +1,131 @@
+"""The answer in a terminal, or in a file that its output is piped to."""
+
+import os
+import sys
+from typing import TextIO
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from scaler.decide.config import Answer, BatchConfig
+from scaler.report.wording import (
+    NOT_MEASURED,
+    amount,
+    answer_rows,
+    answer_sentence,
+    comparison_words,
+    confirmation_sentence,
+    micro_batch_words,
+)
+from scaler.units import format_bytes, format_count, format_seconds
+
+_LEAST_WIDTH = 100
+
+
+def print_answer(config: BatchConfig, console: Console | None = None) -> None:
+    """Print every worker count's answer, the chosen one's reasons and what they were held against."""
+    (console or make_console()).print(answer_table(config))
+
+
+def make_console(stream: TextIO | None = None) -> Console:
+    """Make a console for reports: without a terminal 100 columns wide, without any escapes under NO_COLOR."""
+    stream = stream or sys.stdout
+    console = Console(
+        file=stream, highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto"
+    )
+    if not console.is_terminal:
+        console.width = max(_LEAST_WIDTH, console.width)
+    return console
+
+
+def answer_table(config: BatchConfig) -> RenderableType:
+    """Give the whole answer as one renderable; every user-given text in it is plain."""
+    parts: list[RenderableType] = [_text(answer_sentence(config), "bold"), Text(), _worker_counts(config)]
+    parts += [
+        _heading(f"The configuration to use, on {config.chosen_workers} workers"),
+        _chosen(config),
+    ]
+    if config.rules_of_thumb:
+        parts += [_heading("Rules of thumb"), _rules(config)]
+    parts += [_heading("Predicted against observed"), _text(confirmation_sentence(config))]
+    if config.confirmation is not None and config.confirmation.comparisons:
+        parts.append(_comparisons(config))
+    if config.findings.notes:
+        parts.append(_heading("Not measured or not identifiable"))
+        parts += [_text(f"- {note}") for note in config.findings.notes]
+    return Group(*parts)
+
+
+def _worker_counts(config: BatchConfig) -> Table:
+    table = _table("workers", "global batch", "micro x passes", "learning rate", "step time")
+    for header in ("samples/s", "time to target", "peak memory", "bound by"):
+        table.add_column(header)
+    lines = {answer.plan.workers: _line(answer) for answer in config.answers}
+    for workers in sorted(lines.keys() | config.infeasible.keys()):
+        chosen = workers == config.chosen_workers
+        name = f"{workers} chosen" if chosen else str(workers)
+        cells = lines.get(workers, (*[""] * 7, "no answer"))
+        table.add_row(*map(_text, (name, *cells)), style="bold" if chosen else "")
+    return table if not config.infeasible else _with_reasons(table, config.infeasible)
+
+
+def _with_reasons(table: Table, infeasible: dict[int, str]) -> Table:
+    outer = Table.grid()
+    outer.add_row(table)
+    for workers, reason in sorted(infeasible.items()):
+        outer.add_row(_text(f"  {workers} workers: {reason}"))
+    return outer
+
+
+def _line(answer: Answer) -> tuple[str, ...]:
+    return (
+        format_count(answer.plan.global_batch),
+        f"{micro_batch_words(answer.plan)} x {answer.plan.accumulation}",
+        format_count(answer.learning_rate),
+        amount(answer.step_time_s, format_seconds),
+        amount(answer.samples_per_s, format_count),
+        amount(answer.time_to_target_s, format_seconds),
+        amount(answer.peak_memory_bytes, format_bytes),
+        answer.bound_by,
+    )
+
+
+def _chosen(config: BatchConfig) -> Table:
+    table = _table("what", "value", "90% interval", "why")
+    for row in answer_rows(config):
+        table.add_row(*map(_text, (row.name, row.value, row.interval, row.reason)))
+    return table
+
+
+def _rules(config: BatchConfig) -> Table:
+    table = _table("rule", "global batch", "time ratio", "agrees", "verdict")
+    for rule in config.rules_of_thumb:
+        ratio = NOT_MEASURED if rule.time_ratio is None else f"{format_count(rule.time_ratio)} x"
+        agrees = "yes" if rule.agrees else "no"
+        table.add_row(*map(_text, (rule.rule, format_count(rule.global_batch), ratio, agrees, rule.verdict)))
+    return table
+
+
+def _comparisons(config: BatchConfig) -> Table:
+    table = _table("quantity", "predicted", "90% interval", "observed", "in the interval?")
+    for comparison in config.confirmation.comparisons if config.confirmation else ():
+        table.add_row(*map(_text, comparison_words(comparison)))
+    return table
+
+
+def _table(*headers: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="", padding=(0, 1, 0, 0))
+    for header in headers:
+        table.add_column(header)
+    return table
+
+
+def _heading(title: str) -> Text:
+    return _text(f"\n{title}", "bold")
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Make text without markup; control characters of user-given names do not reach the terminal."""
+    return Text("".join(c if c.isprintable() or c == "\n" else "?" for c in text), style=style)

@@ -1,0 +1,170 @@
+"""How a report says its numbers: shared by the page, the terminal and the captions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scaler.batch import BatchPlan
+from scaler.decide.config import Answer, BatchConfig, Comparison
+from scaler.stats import Estimate
+from scaler.units import format_bytes, format_count, format_seconds
+
+NOT_MEASURED = "not measured"
+NOT_IDENTIFIABLE = "not identifiable"
+SETTING = "a setting"  # in the place of an interval: chosen, not estimated
+_SPELLED_OUT = 2  # unequal micro-batches that are still listed one by one
+
+Form = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a configuration: what, how much, its 90% interval, and why."""
+
+    name: str
+    value: str
+    interval: str
+    reason: str
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Write a number with its noun: '1 run', '2 runs'."""
+    return f"{format_count(number)} {noun if number == 1 else plural or noun + 's'}"
+
+
+def amount(estimate: Estimate | None, form: Form) -> str:
+    """Write an estimate's value; an absent one is not measured, never 0."""
+    return NOT_MEASURED if estimate is None else form(estimate.value)
+
+
+def interval(estimate: Estimate | None, form: Form) -> str:
+    """Write an estimate's 90% interval such as '3.9 ms to 4.6 ms', or why there is none."""
+    if estimate is None:
+        return ""
+    if estimate.low is None or estimate.high is None:
+        return f"{NOT_IDENTIFIABLE} ({counted(estimate.samples, 'sample')})"
+    return f"{form(estimate.low)} to {form(estimate.high)}"
+
+
+def micro_batch_words(plan: BatchPlan) -> str:
+    """Write the micro-batches: one number where they are equal, all of a few, else their range."""
+    if plan.is_equal:
+        return format_count(plan.micro_batch)
+    if plan.workers <= _SPELLED_OUT:
+        return " + ".join(format_count(entry) for entry in plan.micro_batches)
+    return f"{format_count(min(plan.micro_batches))} to {format_count(plan.micro_batch)}"
+
+
+def answer_sentence(config: BatchConfig) -> str:
+    """Say the answer in one sentence."""
+    answer = config.chosen
+    plan = answer.plan
+    passes = f", {counted(plan.accumulation, 'pass', 'passes')} each" if plan.accumulation > 1 else ""
+    text = (
+        f"Train {config.workload} on {counted(plan.workers, 'worker')} with a global batch of "
+        f"{format_count(plan.global_batch)} (micro-batch {micro_batch_words(plan)}{passes}) "
+        f"at learning rate {format_count(answer.learning_rate)}"
+    )
+    time_s = answer.time_to_target_s
+    if time_s is None:
+        return f"{text}; the time to the target was not measured."
+    text += f": {format_seconds(time_s.value)} of training to the target"
+    if time_s.is_identified:
+        text += f" (90% interval {interval(time_s, format_seconds)})"
+    return f"{text}."
+
+
+def answer_rows(config: BatchConfig) -> list[Row]:
+    """List the settings and the predictions of the chosen answer, each with its reason."""
+    answer = config.chosen
+    plan, reasons = answer.plan, _usual_reasons(config) | answer.reasons
+    warmup = f"{format_count(answer.warmup_examples)} examples, {counted(answer.warmup_steps, 'step')}"
+
+    def setting(name: str, value: str, *keys: str) -> Row:
+        return Row(name, value, SETTING, _take(reasons, *keys))
+
+    def predicted(name: str, estimate: Estimate | None, form: Form, *keys: str) -> Row:
+        return Row(name, amount(estimate, form), interval(estimate, form), _take(reasons, *keys))
+
+    rows = [
+        setting("global batch", format_count(plan.global_batch), "global_batch"),
+        setting("micro-batch", micro_batch_words(plan), "micro_batch"),
+        setting("accumulation", format_count(plan.accumulation), "accumulation"),
+        setting("workers", format_count(plan.workers), "workers"),
+        setting("ZeRO stage", str(plan.zero_stage), "zero_stage"),
+        setting("learning rate", format_count(answer.learning_rate), "learning_rate"),
+        setting("warm-up", warmup if answer.warmup_examples else "none", "warmup"),
+        predicted("step time", answer.step_time_s, format_seconds, "step_time"),
+        predicted("samples/s", answer.samples_per_s, format_count, "samples_per_s"),
+        predicted("examples to target", answer.examples_to_target, format_count, "examples_to_target"),
+        predicted("steps to target", answer.steps_to_target, format_count, "steps_to_target"),
+        predicted("time to target", answer.time_to_target_s, format_seconds, "time_to_target"),
+        predicted("peak memory", answer.peak_memory_bytes, format_bytes, "peak_memory"),
+    ]
+    if answer.cost_to_target is not None:
+        cost = format_count(answer.cost_to_target)
+        rows.append(Row("cost to target", cost, "as the time to target", _take(reasons, "cost_to_target")))
+    rows.append(Row("batch bound by", answer.bound_by, "", _take(reasons, "bound_by")))
+    # A reason given under another name is still shown.
+    return rows + [Row(key.replace("_", " "), "", "", reason) for key, reason in reasons.items()]
+
+
+def comparison_words(comparison: Comparison) -> tuple[str, str, str, str, str]:
+    """Write a comparison as (quantity, predicted, 90% interval, observed, verdict)."""
+    form = _form(comparison.quantity)
+    verdict = {True: "inside", False: "OUTSIDE", None: "no interval"}[comparison.inside]
+    return (
+        _name(comparison.quantity),
+        form(comparison.predicted.value),
+        interval(comparison.predicted, form),
+        form(comparison.observed),
+        verdict,
+    )
+
+
+def confirmation_sentence(config: BatchConfig) -> str:
+    """Say how the confirming run went, or that there was none."""
+    run = config.confirmation
+    if run is None:
+        return "The chosen configuration was not trained to confirm the prediction."
+    metric = NOT_MEASURED if run.final_metric is None else f"{run.final_metric:.4g}"
+    reached = "reached the target" if run.reached else "did NOT reach the target"
+    return (
+        f"The chosen configuration was trained once and {reached}: {format_count(run.examples)} examples, "
+        f"{counted(run.steps, 'step')}, final metric {metric}."
+    )
+
+
+def _take(reasons: dict[str, str], *keys: str) -> str:
+    return " ".join(reasons.pop(key) for key in keys if key in reasons)
+
+
+def _usual_reasons(config: BatchConfig) -> dict[str, str]:
+    """Give the reasons that hold for every answer which does not bring its own."""
+    answer = config.chosen
+    measure = "the most samples/s" if answer.time_to_target_s is None else "the least time to target"
+    usual = {
+        "workers": f"{measure} of {counted(len(config.answers), 'worker count')}",
+        "samples_per_s": "global batch / step time",
+    }
+    if answer.examples_to_target is not None:
+        usual["examples_to_target"] = answer.examples_to_target.method
+        usual["steps_to_target"] = "examples to target / global batch"
+        usual["time_to_target"] = "steps to target x step time: training only"
+    if answer.peak_memory_bytes is not None:
+        usual["peak_memory"] = answer.peak_memory_bytes.method
+    return usual
+
+
+def _name(quantity: str) -> str:
+    if "per_s" not in quantity:
+        quantity = quantity.removesuffix("_s").removesuffix("_bytes")
+    return quantity.replace("_per_s", "/s").replace("_", " ")
+
+
+def _form(quantity: str) -> Form:
+    """Choose the unit that a compared quantity is written in, by its name."""
+    if "per_s" in quantity:
+        return format_count
+    if quantity.endswith("_bytes"):
+        return format_bytes
+    return format_seconds if quantity.endswith("_s") else format_count
