@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,10 +30,19 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    signal.signal(signal.SIGTERM, _as_interrupt)
-    try:
+
+    def command() -> None:
         options = _parser().parse_args(arguments)
         options.run(options)
+
+    return exit_code(command)
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """Run a command; print what goes wrong as one message with a hint, and return the exit code."""
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        command()
     except ScalerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

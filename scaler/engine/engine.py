@@ -1,4 +1,4 @@
-"""What an engine is, how the loss is weighted, and which engine a plan takes."""
+"""What an engine is, and what all of them share: building, the loss and its weights, evaluation."""
 
 import contextlib
 import math
@@ -150,25 +150,6 @@ def agree(rank: Rank, value: float) -> float:
     agreed = torch.tensor(value, dtype=torch.float64, device=rank.device.torch_device)
     dist.broadcast(agreed, group_src=0, group=rank.group)
     return float(agreed)
-
-
-def open_engine(workload: Workload, plan: BatchPlan, rank: Rank, learning_rate: float, seed: int) -> Engine:
-    """Open the engine the plan takes: DeepSpeed for a ZeRO stage, DDP for several ranks, else torch.
-
-    Raises:
-        BadInput: the plan is for another number of workers, or DeepSpeed is not installed.
-    """
-    if plan.workers != rank.world_size:
-        raise BadInput(
-            f"the plan {plan.arithmetic()} ran on {rank.world_size} ranks", hint="ask for plan.workers ranks"
-        )
-    if plan.zero_stage:
-        from scaler.engine.zero import ZeroEngine
-
-        return ZeroEngine(workload, plan, rank, learning_rate, seed)
-    from scaler.engine.torch_engine import TorchEngine
-
-    return TorchEngine(workload, plan, rank, learning_rate, seed)
 
 
 def _number(workload: Workload, value: Any) -> float:

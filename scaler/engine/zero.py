@@ -12,6 +12,9 @@ from scaler.errors import BadInput
 from scaler.runtime.protocol import Rank
 from scaler.workload import Workload
 
+_BUCKET_ELEMENTS = 500_000_000
+_ALIGNMENT = 512
+
 
 class ZeroEngine:
     """Trains with optimizer state (1), gradients (2) and parameters (3) spread over the ranks.
@@ -28,10 +31,11 @@ class ZeroEngine:
         self.rank = rank
         self._workload = workload
         self.module = build_module(workload, rank, seed)
+        parameters = sum(p.numel() for p in self.module.parameters())
         optimizer = build_optimizer(workload, self.module, learning_rate)
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=self.module, optimizer=optimizer, config=_config(plan), dist_init_required=False
+            model=self.module, optimizer=optimizer, config=_config(plan, parameters), dist_init_required=False
         )
 
     def step(self, batches: Sequence[Any], learning_rate_factor: float) -> torch.Tensor:
@@ -72,13 +76,19 @@ def _import_deepspeed(rank: Rank) -> Any:
     return deepspeed
 
 
-def _config(plan: BatchPlan) -> dict[str, Any]:
+def _config(plan: BatchPlan, parameters: int) -> dict[str, Any]:
+    # DeepSpeed's 5e8 elements are 2 GB of buffer, however small the model; it wants whole alignments.
+    bucket_elements = min(_BUCKET_ELEMENTS, -(-parameters // _ALIGNMENT) * _ALIGNMENT)
     # With unequal entries DeepSpeed is told the largest: it only uses them to check its own identity.
     return {
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "train_batch_size": plan.micro_batch * plan.accumulation * plan.workers,
-        "zero_optimization": {"stage": plan.zero_stage},
+        "zero_optimization": {
+            "stage": plan.zero_stage,
+            "reduce_bucket_size": bucket_elements,
+            "allgather_bucket_size": bucket_elements,
+        },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }

@@ -9,7 +9,8 @@ import torch
 
 from scaler.batch import BatchPlan
 from scaler.engine.data import load_data, load_train_data, rank_steps
-from scaler.engine.engine import Engine, agree, evaluate, open_engine
+from scaler.engine.engine import Engine, agree, evaluate
+from scaler.engine.open import open_engine
 from scaler.probe.observation import observation
 from scaler.records import ConfirmationRecord, ConvergenceRecord, Evaluation, Stop
 from scaler.runtime.protocol import Probe, Rank

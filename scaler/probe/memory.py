@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from scaler.batch import BatchPlan
 from scaler.engine.data import load_train_data, rank_steps
-from scaler.engine.engine import open_engine
+from scaler.engine.open import open_engine
 from scaler.engine.torch_engine import TorchEngine
 from scaler.probe.observation import observation
 from scaler.records import MemoryRecord, environment, now

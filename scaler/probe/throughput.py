@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from scaler.batch import BatchPlan
 from scaler.engine.data import load_train_data, rank_steps
-from scaler.engine.engine import open_engine
+from scaler.engine.open import open_engine
 from scaler.probe.observation import observation
 from scaler.records import ThroughputRecord
 from scaler.runtime.protocol import Rank

@@ -56,11 +56,12 @@ def step_time_figure(records: Iterable[ThroughputRecord]) -> Figure | None:
     if fit is None:
         return None
     fastest, slowest = min(runs, key=run_median_s), max(runs, key=run_median_s)
+    per_thousand = format_seconds(1000 * fit.per_example_s) if fit.per_example_s else "too little to tell"
     caption = (
         f"A step takes from {format_seconds(run_median_s(fastest))} ({_where(fastest.plan)}) to "
         f"{format_seconds(run_median_s(slowest))} ({_where(slowest.plan)}); the fit gives one pass "
-        f"{format_seconds(fit.overhead_s)} whatever its size and {format_seconds(fit.per_example_s)} per "
-        f"example. Each point is one run's median of steps after warm-up, {counted(len(runs), 'run')}; "
+        f"{format_seconds(fit.overhead_s)} whatever its size and {per_thousand} per 1,000 examples. "
+        f"Each point is one run's median of steps after warm-up, {counted(len(runs), 'run')}; "
         "curves: non-negative least squares on relative error."
     )
     return Figure(

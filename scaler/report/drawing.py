@@ -18,7 +18,6 @@ from scaler.report.ticks import spread_ticks, tick_label
 
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe & Ito
 _MARKERS = "osD^vPX"
-_MANY = 20  # points of a line beyond which its marks are small
 _INK, _GRID = "#333333", "#e4e4e4"
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -75,11 +74,12 @@ def _draw_series(axes: Axes, series: Series, colour: str) -> None:
 
 def _line_style(series: Series, colour: str) -> dict[str, Any]:
     marker = _MARKERS[series.group % len(_MARKERS)]
-    size = 4.5 if len(series.points) < _MANY else 2.5
     if series.kind == "curve":
         return {"color": colour, "linewidth": 1.5, "zorder": 2}
+    if series.kind == "trace":
+        return {"color": colour, "linewidth": 1.3, "marker": marker, "markersize": 2.5, "zorder": 3}
     if series.kind == "line":
-        return {"color": colour, "linewidth": 1.5, "marker": marker, "markersize": size, "zorder": 3}
+        return {"color": colour, "linewidth": 1.5, "marker": marker, "markersize": 4.5, "zorder": 3}
     marks: dict[str, Any] = {"linestyle": "none", "color": colour, "marker": marker, "zorder": 4}
     if series.kind == "pale":
         return {**marks, "color": "#a8a8a8", "marker": "o", "markersize": 4, "zorder": 2}

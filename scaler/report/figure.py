@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Unit = Literal["examples", "seconds", "bytes", "plain"]
-Kind = Literal["points", "line", "curve", "pale", "failed"]
+Kind = Literal["points", "line", "trace", "curve", "pale", "failed"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Point:
 class Series:
     """Points that belong together.
 
-    `points` are marks, `line` are marks in order, `curve` is a fit (with a band where its points have an
-    interval), `pale` is background evidence, `failed` is where a measurement did not succeed.
+    `points` are marks, `line` are marks in order, `trace` is one run over time, `curve` is a fit (with a band
+    where its points have an interval), `pale` is background evidence, `failed` is where a measurement did not
+    succeed.
     Series of one `group` share a colour. An empty label stays out of the legend.
     """
 

@@ -22,6 +22,7 @@ from scaler.report.wording import (
     answer_sentence,
     comparison_words,
     confirmation_sentence,
+    cost_words,
     counted,
     interval,
     micro_batch_words,
@@ -103,17 +104,17 @@ def _cells(answer: Answer, priced: bool) -> Lines:
     def predicted(estimate: Estimate | None, form: Form) -> tuple[str, str]:
         return amount(estimate, form), interval(estimate, form) if estimate else ""
 
-    plan, cost = answer.plan, answer.cost_to_target
+    plan = answer.plan
     return [
         (format_count(plan.global_batch), ""),
         (f"{micro_batch_words(plan)} x {plan.accumulation}", ""),
         (str(plan.zero_stage), ""),
-        (format_count(answer.learning_rate), ""),
+        (f"{answer.learning_rate:g}", ""),
         predicted(answer.step_time_s, format_seconds),
         predicted(answer.samples_per_s, format_count),
         predicted(answer.time_to_target_s, format_seconds),
         predicted(answer.peak_memory_bytes, format_bytes),
-        *([(NOT_MEASURED if cost is None else format_count(cost), "")] if priced else []),
+        *([(cost_words(answer.cost_to_target), "")] if priced else []),
         (answer.bound_by, ""),
     ]
 
@@ -121,6 +122,7 @@ def _cells(answer: Answer, priced: bool) -> Lines:
 def _findings(config: BatchConfig, records: Sequence[Record]) -> Lines:
     """List what the fits say as (name, value, 90% interval, method)."""
     found = config.findings
+    per_thousand = None if found.seconds_per_example is None else 1000 * found.seconds_per_example
     trials = any(isinstance(r, ConvergenceRecord) and r.kind == "convergence" for r in records)
     noise = any(isinstance(r, NoiseRecord) for r in records)
 
@@ -131,7 +133,9 @@ def _findings(config: BatchConfig, records: Sequence[Record]) -> Lines:
         return name, value, interval(estimate, format_count), _method(estimate)
 
     def seconds(name: str, value: float | None) -> tuple[str, ...]:
-        return name, NOT_MEASURED if value is None else format_seconds(value), "", ""
+        if value is None:
+            return name, NOT_MEASURED, "", ""
+        return name, format_seconds(value) if value else "too little to tell", "", "step-time fit"
 
     return [
         ("training examples", format_count(found.train_examples), "", "counted"),
@@ -140,7 +144,7 @@ def _findings(config: BatchConfig, records: Sequence[Record]) -> Lines:
         fitted("critical batch", found.critical_batch, " examples", trials),
         fitted("learning rate exponent", found.learning_rate_exponent, "", trials),
         seconds("fixed time of one pass", found.step_overhead_s),
-        seconds("time of one more example", found.seconds_per_example),
+        seconds("time of 1,000 more examples", per_thousand),
     ]
 
 
@@ -168,7 +172,8 @@ def _ratio(ratio: float | None) -> str:
 
 def _taken(records: Sequence[Record]) -> str:
     times = sorted(record.taken_at for record in records)
-    return f"{times[0]:%Y-%m-%d %H:%M} to {times[-1]:%Y-%m-%d %H:%M} UTC" if times else ""
+    ends = dict.fromkeys(f"{time:%Y-%m-%d %H:%M}" for time in (*times[:1], *times[-1:]))
+    return f"{' to '.join(ends)} UTC" if ends else ""
 
 
 def _environments(records: Iterable[Record]) -> Lines:

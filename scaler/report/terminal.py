@@ -17,6 +17,7 @@ from scaler.report.wording import (
     answer_sentence,
     comparison_words,
     confirmation_sentence,
+    counted,
     micro_batch_words,
 )
 from scaler.units import format_bytes, format_count, format_seconds
@@ -44,7 +45,7 @@ def answer_table(config: BatchConfig) -> RenderableType:
     """Give the whole answer as one renderable; every user-given text in it is plain."""
     parts: list[RenderableType] = [_text(answer_sentence(config), "bold"), Text(), _worker_counts(config)]
     parts += [
-        _heading(f"The configuration to use, on {config.chosen_workers} workers"),
+        _heading(f"The configuration to use, on {counted(config.chosen_workers, 'worker')}"),
         _chosen(config),
     ]
     if config.rules_of_thumb:
@@ -83,7 +84,7 @@ def _line(answer: Answer) -> tuple[str, ...]:
     return (
         format_count(answer.plan.global_batch),
         f"{micro_batch_words(answer.plan)} x {answer.plan.accumulation}",
-        format_count(answer.learning_rate),
+        f"{answer.learning_rate:g}",
         amount(answer.step_time_s, format_seconds),
         amount(answer.samples_per_s, format_count),
         amount(answer.time_to_target_s, format_seconds),

@@ -32,8 +32,8 @@ def curves_figure(trials: Trials, target: tuple[float, str] | None = None) -> Fi
             Point(e.examples, e.metric) for e in run.curve if e.metric is not None and e.examples > 0
         )
         if points:
-            label = f"{format_count(result.global_batch)} (rate {format_count(run.learning_rate)})"
-            series.append(Series(label, points, "line", len(series)))
+            label = f"{format_count(result.global_batch)} (rate {run.learning_rate:g})"
+            series.append(Series(label, points, "trace", len(series)))
             ends.append(run)
     if not series:
         return None
@@ -98,7 +98,7 @@ def rates_figure(trials: Trials) -> Figure | None:
             "0.5 is square-root scaling, 1 is linear scaling"
         )
     else:
-        rates = ", ".join(f"{format_count(p.y)} at {format_count(p.x)}" for p in best)
+        rates = ", ".join(f"{p.y:g} at {format_count(p.x)}" for p in best)
         finding = (
             f"The best learning rate is {rates}; its growth with the batch is not identifiable from "
             f"{counted(len(best), 'global batch', 'global batches')}"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scaler.batch import BatchPlan
-from scaler.decide.config import Answer, BatchConfig, Comparison
+from scaler.decide.config import BatchConfig, Comparison
 from scaler.stats import Estimate
 from scaler.units import format_bytes, format_count, format_seconds
 
@@ -54,6 +54,13 @@ def micro_batch_words(plan: BatchPlan) -> str:
     return f"{format_count(min(plan.micro_batches))} to {format_count(plan.micro_batch)}"
 
 
+def cost_words(cost: float | None) -> str:
+    """Write an amount of money; what is less than a hundredth is not 0."""
+    if cost is None:
+        return NOT_MEASURED
+    return f"{cost:,.2f}" if cost >= 0.01 else "less than 0.01"
+
+
 def answer_sentence(config: BatchConfig) -> str:
     """Say the answer in one sentence."""
     answer = config.chosen
@@ -62,7 +69,7 @@ def answer_sentence(config: BatchConfig) -> str:
     text = (
         f"Train {config.workload} on {counted(plan.workers, 'worker')} with a global batch of "
         f"{format_count(plan.global_batch)} (micro-batch {micro_batch_words(plan)}{passes}) "
-        f"at learning rate {format_count(answer.learning_rate)}"
+        f"at learning rate {answer.learning_rate:g}"
     )
     time_s = answer.time_to_target_s
     if time_s is None:
@@ -91,7 +98,7 @@ def answer_rows(config: BatchConfig) -> list[Row]:
         setting("accumulation", format_count(plan.accumulation), "accumulation"),
         setting("workers", format_count(plan.workers), "workers"),
         setting("ZeRO stage", str(plan.zero_stage), "zero_stage"),
-        setting("learning rate", format_count(answer.learning_rate), "learning_rate"),
+        setting("learning rate", f"{answer.learning_rate:g}", "learning_rate"),
         setting("warm-up", warmup if answer.warmup_examples else "none", "warmup"),
         predicted("step time", answer.step_time_s, format_seconds, "step_time"),
         predicted("samples/s", answer.samples_per_s, format_count, "samples_per_s"),
@@ -101,7 +108,7 @@ def answer_rows(config: BatchConfig) -> list[Row]:
         predicted("peak memory", answer.peak_memory_bytes, format_bytes, "peak_memory"),
     ]
     if answer.cost_to_target is not None:
-        cost = format_count(answer.cost_to_target)
+        cost = cost_words(answer.cost_to_target)
         rows.append(Row("cost to target", cost, "as the time to target", _take(reasons, "cost_to_target")))
     rows.append(Row("batch bound by", answer.bound_by, "", _take(reasons, "bound_by")))
     # A reason given under another name is still shown.
@@ -149,9 +156,12 @@ def _usual_reasons(config: BatchConfig) -> dict[str, str]:
     if answer.examples_to_target is not None:
         usual["examples_to_target"] = answer.examples_to_target.method
         usual["steps_to_target"] = "examples to target / global batch"
-        usual["time_to_target"] = "steps to target x step time: training only"
+    if answer.time_to_target_s is not None:
+        usual["time_to_target"] = f"{answer.time_to_target_s.method}; training only"
     if answer.peak_memory_bytes is not None:
         usual["peak_memory"] = answer.peak_memory_bytes.method
+    if answer.cost_to_target is not None:
+        usual["cost_to_target"] = "workers x price per device and hour x time to target"
     return usual
 
 

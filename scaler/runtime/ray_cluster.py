@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from scaler.cluster import Cluster
 from scaler.errors import ClusterFailed
@@ -47,7 +49,7 @@ def ray_cluster(cluster: Cluster, address: str | None, env: dict[str, str]) -> I
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS")
     runtime_env = {"env_vars": env} if env else None
-    with _environ({} if address else _LOOPBACK_ONLY):
+    with _environ({} if address else {**_LOOPBACK_ONLY, "PYTHONPATH": _import_path()}):
         import ray
 
         mine = not ray.is_initialized()
@@ -65,6 +67,11 @@ def ray_cluster(cluster: Cluster, address: str | None, env: dict[str, str]) -> I
         finally:
             if mine:
                 ray.shutdown()
+
+
+def _import_path() -> str:
+    """Where this process imports from: workers started here find the user's modules there too."""
+    return os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
 
 
 @contextlib.contextmanager

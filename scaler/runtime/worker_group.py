@@ -106,10 +106,7 @@ class WorkerGroup:
             if reply is not None:
                 return reply
             if not self._thread.is_alive():
-                raise ClusterFailed(
-                    f"the worker group ended: {_cause(self._failure)}",
-                    hint="--resume continues the run without what is already measured",
-                ) from self._failure
+                raise _ended(self._failure) from self._failure
             waited_s += 0.5
         return None
 
@@ -157,8 +154,14 @@ def _new_group(ranks: Sequence[int]) -> Any:
     return dist.new_group(list(ranks), timeout=timedelta(seconds=_COLLECTIVE_TIMEOUT_S))
 
 
-def _cause(error: BaseException | None) -> str:
+def _ended(error: BaseException | None) -> ClusterFailed:
     while error is not None and error.__cause__ is not None:
         error = error.__cause__
-    text = str(error) if error else "it stopped without an error"
-    return text.strip().splitlines()[-1] if text.strip() else type(error).__name__
+    lines = str(error or "it stopped without an error").strip().splitlines()
+    cause = lines[-1] if lines else type(error).__name__
+    hint = "--resume continues the run without asking again what is already measured"
+    if cause.startswith("ModuleNotFoundError"):
+        hint = (
+            "workers need your modules: `ray job submit --working-dir .`, or PYTHONPATH in the launch's env"
+        )
+    return ClusterFailed(f"the worker group ended: {cause}", hint=hint)

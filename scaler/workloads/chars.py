@@ -142,6 +142,6 @@ workload = Workload(
     optimizer=optimizer,
     metric=loss,
     weight=weight,
-    target=Target(2.2, "min", max_examples=200_000, evaluate_every=1_600),
+    target=Target(1.8, "min", max_examples=200_000, evaluate_every=1_600),
     reference=Reference(global_batch=32, learning_rate=3e-3, warmup_examples=640),
 )

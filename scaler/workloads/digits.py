@@ -47,7 +47,8 @@ def loss(net: nn.Module, batch: Batch) -> Tensor:
 def accuracy(net: nn.Module, batch: Batch) -> Tensor:
     """Share of the batch that is classified correctly, from 0 to 1."""
     pixels, labels = batch
-    return (net(pixels).argmax(dim=1) == labels).float().mean()
+    correct: Tensor = net(pixels).argmax(dim=1) == labels
+    return correct.float().mean()
 
 
 def optimizer(parameters: "torch.optim.optimizer.ParamsT", learning_rate: float) -> torch.optim.Optimizer:

@@ -70,7 +70,8 @@ def loss(net: nn.Module, batch: Batch) -> Tensor:
 def accuracy(net: nn.Module, batch: Batch) -> Tensor:
     """Share of the batch that is classified correctly, from 0 to 1."""
     images, labels = batch
-    return (net(images).argmax(dim=1) == labels).float().mean()
+    correct: Tensor = net(images).argmax(dim=1) == labels
+    return correct.float().mean()
 
 
 def optimizer(parameters: "torch.optim.optimizer.ParamsT", learning_rate: float) -> torch.optim.Optimizer:
@@ -80,6 +81,8 @@ def optimizer(parameters: "torch.optim.optimizer.ParamsT", learning_rate: float)
 
 def from_folder(folder: str | Path | None = None) -> Workload:
     """Make the workload on the four files in `folder`; without one, SCALER_DATA is read at the first use."""
+    if folder is not None:
+        folder = Path(folder).resolve()  # workers may start in another folder
     return Workload(
         name="mnist",
         model=ConvNet,
@@ -88,8 +91,8 @@ def from_folder(folder: str | Path | None = None) -> Workload:
         loss=loss,
         optimizer=optimizer,
         metric=accuracy,
-        target=Target(0.97, "max", max_examples=10 * TRAIN_EXAMPLES, evaluate_every=TRAIN_EXAMPLES // 16),
-        reference=Reference(global_batch=128, learning_rate=0.1),
+        target=Target(0.97, "max", max_examples=12 * TRAIN_EXAMPLES, evaluate_every=TRAIN_EXAMPLES // 16),
+        reference=Reference(global_batch=128, learning_rate=0.05, warmup_examples=2_560),
     )
 
 
@@ -103,7 +106,7 @@ def read_split(split: str, folder: str | Path | None = None) -> TensorDataset:
         folder = os.environ.get("SCALER_DATA")
         if not folder:
             raise BadInput("workload 'mnist': SCALER_DATA is not set", hint=_HINT)
-    return _read_split(split, Path(folder).resolve())
+    return _read_split(split, Path(folder))
 
 
 @functools.lru_cache(maxsize=4)

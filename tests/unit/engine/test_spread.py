@@ -1,0 +1,216 @@
+"""Every spread of one global batch is one and the same optimizer step."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import spread_cases
+import torch
+import torch.nn.functional as F
+from spread_cases import CONVERGENCE, NOISE_PLANS, STEPS, TWO_RANKS, WORKLOADS, alone, train
+from torch import nn
+
+from scaler.batch import BatchPlan
+from scaler.engine.data import load_train_data, rank_steps
+from scaler.engine.noise import GradientNorms
+from scaler.engine.open import open_engine
+from scaler.errors import BadInput
+from scaler.probe.convergence import probe_convergence
+from scaler.records import RECORD
+
+CLOSE = 1e-5
+
+
+def single(name, plan, **kwargs):
+    """The same global batch in one pass on one rank."""
+    return train(WORKLOADS[name], BatchPlan.equal(plan.global_batch, 1, 1), alone(), **kwargs)
+
+
+def same(found, expected):
+    assert found.shape == expected.shape
+    return torch.allclose(found, expected, rtol=0, atol=CLOSE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two real processes that trained every case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, spread_cases.__file__, str(folder), str(number)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    for number, rank in enumerate(ranks):
+        try:
+            output, _ = rank.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            output, _ = rank.communicate()
+        (folder / f"output-{number}.txt").write_text(output, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder):
+    missing = [n for n in range(2) if not Path(folder / f"rank-{n}.pt").exists()]
+    assert not missing, (folder / f"output-{missing[0]}.txt").read_text()
+    return [torch.load(folder / f"rank-{number}.pt") for number in range(2)]
+
+
+# One rank
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize(("micro_batch", "accumulation"), [(32, 2), (16, 4), (1, 64)])
+def test_accumulating_is_the_same_step(name, micro_batch, accumulation):
+    plan = BatchPlan.equal(micro_batch, accumulation, 1)
+    found, expected = train(WORKLOADS[name], plan, alone()), single(name, plan)
+    assert same(found["parameters"], expected["parameters"])
+    assert found["losses"] == pytest.approx(expected["losses"], abs=CLOSE)
+
+
+@pytest.mark.parametrize("name", ["examples", "tokens"])
+def test_a_step_follows_the_gradient_of_the_whole_batch(name):
+    """Held to the gradient as written down by hand, not to another engine."""
+    workload, plan = WORKLOADS[name], BatchPlan.equal(16, 4, 1)
+    found = train(workload, plan, alone())["parameters"]
+    net = workload.model()
+    batches = rank_steps(workload, load_train_data(workload, 64), BatchPlan.equal(64, 1, 1), 0, seed=11)
+    for before, after in zip(found[:-1], found[1:], strict=True):
+        nn.utils.vector_to_parameters(before, net.parameters())
+        x, y, counts = next(batches)[0]
+        error = (net(x).squeeze(2) - y) ** 2
+        loss = error.mean() if name == "examples" else error[counts > 0].mean()
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
+        assert same((before - after) / 0.2, gradient)
+
+
+def test_weights_differ_between_the_passes():
+    """Otherwise the tests with tokens show nothing: averaging pass means has to be wrong."""
+    workload, plan = WORKLOADS["tokens"], BatchPlan.equal(1, 64, 1)
+    unweighted = spread_cases.workload(spread_cases.by_token)
+    assert not same(
+        train(unweighted, plan, alone())["parameters"], train(workload, plan, alone())["parameters"]
+    )
+
+
+# Two ranks
+
+
+@pytest.mark.parametrize("spread", TWO_RANKS)
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_two_ranks_are_the_same_step(ranks, name, spread):
+    expected = single(name, TWO_RANKS[spread])
+    for rank in ranks:
+        assert rank[name, spread]["parameters"].shape[0] == 1 + STEPS
+        assert same(rank[name, spread]["parameters"], expected["parameters"])
+    losses = torch.tensor([rank[name, spread]["losses"] for rank in ranks])
+    assert same(losses.mean(dim=0), torch.tensor(expected["losses"]))
+
+
+def test_two_ranks_converge_as_one(ranks):
+    record = probe_convergence(
+        alone(),
+        WORKLOADS["tokens"],
+        type(CONVERGENCE)(BatchPlan.equal(64, 1, 1), 0.2, 100, 1024, seed=5),
+    )
+    assert ranks[0]["curve"] == ranks[1]["curve"]
+    assert ranks[0]["stop"] == record.stop == "limit"
+    assert [examples for examples, _ in ranks[0]["curve"]] == [e.examples for e in record.curve]
+    assert [metric for _, metric in ranks[0]["curve"]] == pytest.approx(
+        [e.metric for e in record.curve], abs=CLOSE
+    )
+
+
+def test_the_memory_of_two_ranks_is_the_larger_rank(ranks):
+    first, second = (RECORD.validate_json(rank["fits"]) for rank in ranks)
+    assert first.peak_bytes == second.peak_bytes
+    alone_peak = spread_cases.probe_memory(
+        alone(), spread_cases.WIDE, spread_cases.MemoryRequest(BatchPlan.equal(200, 1, 1))
+    ).peak_bytes
+    assert alone_peak <= first.peak_bytes < 1.1 * alone_peak  # DDP's buckets on top
+
+
+def test_a_rank_that_runs_out_of_memory_leaves_no_peer_waiting(folder, ranks):
+    for number in range(2):
+        file = folder / f"tight-{number}.json"
+        assert file.exists(), (folder / f"output-{number}.txt").read_text()[-2000:]
+        record = RECORD.validate_json(file.read_text(encoding="utf-8"))
+        assert record.out_of_memory
+        assert record.peak_bytes is None
+
+
+# Gradient norms
+
+
+def by_hand(plan, parts, learning_rate=0.2):
+    """Train as the momentum workload does, with each part's and the whole batch's squared gradient norm."""
+    workload = WORKLOADS["momentum"]
+    torch.manual_seed(7)
+    net = workload.model()
+    parameters = list(net.parameters())
+    optimizer = workload.optimizer(parameters, learning_rate)
+    whole = BatchPlan.equal(plan.global_batch, 1, 1)
+    batches = rank_steps(workload, load_train_data(workload, plan.global_batch), whole, 0, seed=11)
+    small, big = [], []
+    for _ in range(STEPS):
+        x, y, _ = next(batches)[0]
+        squares = []
+        for part in parts:
+            gradients = torch.autograd.grad(F.mse_loss(net(x[part]).squeeze(2), y[part]), parameters)
+            squares.append(sum(float(g.square().sum()) for g in gradients))
+        small.append(sum(squares) / len(squares))
+        optimizer.zero_grad()
+        F.mse_loss(net(x).squeeze(2), y).backward()
+        big.append(sum(float(p.grad.square().sum()) for p in parameters))
+        optimizer.step()
+    return tuple(small), tuple(big)
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_norms_on_one_rank_are_of_the_first_pass_and_the_whole(accumulation):
+    plan = BatchPlan.equal(64 // accumulation, accumulation, 1)
+    found = train(WORKLOADS["momentum"], plan, alone(), observe=True)
+    small, big = by_hand(plan, [slice(0, 64 // accumulation)])
+    assert found["small_batch"] == 64 // accumulation
+    assert found["norms"][0] == pytest.approx(small, rel=1e-4)
+    assert found["norms"][1] == pytest.approx(big, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spread", "parts"),
+    [
+        ("equal", [slice(0, 32), slice(32, 64)]),
+        # Each pass takes 16 examples of each rank in turn.
+        ("accumulating", [[*range(16), *range(32, 48)], [*range(16, 32), *range(48, 64)]]),
+    ],
+)
+def test_norms_on_two_ranks_are_of_each_rank_and_the_whole(ranks, spread, parts):
+    small, big = by_hand(NOISE_PLANS[spread], parts)
+    for rank in ranks:
+        assert rank["noise", spread]["small_batch"] == 32
+        assert rank["noise", spread]["norms"][0] == pytest.approx(small, rel=1e-4)
+        assert rank["noise", spread]["norms"][1] == pytest.approx(big, rel=1e-4)
+
+
+def test_observing_changes_nothing(ranks):
+    plan = BatchPlan.equal(32, 2, 1)
+    observed = train(WORKLOADS["momentum"], plan, alone(), observe=True)
+    assert torch.equal(observed["parameters"], train(WORKLOADS["momentum"], plan, alone())["parameters"])
+    for rank in ranks:
+        for spread in NOISE_PLANS:
+            assert same(rank["noise", spread]["parameters"], rank["momentum", spread]["parameters"])
+
+
+def test_one_gradient_a_step_says_nothing_of_noise():
+    engine = open_engine(WORKLOADS["examples"], BatchPlan.equal(64, 1, 1), alone(), 0.1, 0)
+    with pytest.raises(BadInput, match=r"two equal parts of a step; 64 \(micro-batch\)"):
+        GradientNorms(engine)

@@ -1,0 +1,213 @@
+import gc
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from scaler.counted_memory import CountedMemory
+
+quiet = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+ROUNDING = 512
+KIB = 1024
+
+
+def floats(count):
+    return torch.empty(count)
+
+
+def rounded(nbytes):
+    return -(-nbytes // ROUNDING) * ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "states"),
+    [
+        (lambda p: torch.optim.SGD(p, lr=0.1), 0),
+        (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), 1),
+        (lambda p: torch.optim.AdamW(p, lr=0.1), 2),
+    ],
+)
+def test_parameters_gradients_and_optimizer_state_are_counted(optimizer, states):
+    x = torch.randn(16, 30)
+    with CountedMemory() as counted:
+        net = nn.Sequential(nn.Linear(30, 50), nn.Tanh(), nn.Linear(50, 7))
+        steps = optimizer(net.parameters())
+        net(x).square().mean().backward()
+        steps.step()
+    parameters = list(net.parameters())
+    exact = (2 + states) * sum(p.numel() * 4 for p in parameters)
+    # Each tensor is rounded up once; Adam also keeps a step count per parameter.
+    tensors = (2 + states + (states == 2)) * len(parameters)
+    assert exact <= counted.live_bytes <= exact + tensors * ROUNDING
+    assert counted.peak_bytes >= counted.live_bytes
+
+
+def test_zeroing_gradients_gives_their_bytes_back():
+    with CountedMemory() as counted:
+        net = nn.Linear(100, 100, bias=False)
+        built = counted.live_bytes
+        net(torch.ones(1, 100)).sum().backward()
+        assert counted.live_bytes == 2 * built
+        net.zero_grad(set_to_none=True)
+        assert counted.live_bytes == built
+
+
+def test_freed_tensors_are_not_counted_and_the_peak_stays():
+    with CountedMemory() as counted:
+        first = floats(1000)
+        second = floats(3000)
+        del first
+        third = floats(500)
+        assert counted.live_bytes == rounded(12_000) + rounded(2_000)
+        assert counted.peak_bytes == rounded(4_000) + rounded(12_000)
+        del second, third
+    assert counted.live_bytes == 0
+    assert counted.peak_bytes == rounded(4_000) + rounded(12_000)
+
+
+def test_tensors_freed_after_the_block_are_not_counted_either():
+    with CountedMemory() as counted:
+        kept = floats(1000)
+    assert counted.live_bytes == rounded(4_000)
+    del kept
+    assert counted.live_bytes == 0
+
+
+@quiet
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5000)), max_size=30))
+def test_the_count_is_the_sum_of_what_lives(moves):
+    lives: list[torch.Tensor] = []
+    peak = 0
+    with CountedMemory() as counted:
+        for allocate, number in moves:
+            if allocate:
+                lives.append(floats(number))
+            elif lives:
+                del lives[number % len(lives)]
+            expected = sum(rounded(t.numel() * 4) for t in lives)
+            peak = max(peak, expected)
+            assert counted.live_bytes == expected
+        assert counted.peak_bytes == peak
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t.view(10, 100),
+        lambda t: t[3:700],
+        lambda t: t.reshape(100, 10).t(),
+        lambda t: t.detach(),
+        lambda t: t.unsqueeze(0).expand(50, 1000),
+        lambda t: t.add_(1),
+        lambda t: t.split(100),
+    ],
+)
+def test_views_and_in_place_operators_are_free(view):
+    with CountedMemory() as counted:
+        whole = torch.zeros(1000)
+        before = counted.live_bytes
+        seen = view(whole)
+        assert counted.live_bytes == counted.peak_bytes == before
+        del whole
+        assert counted.live_bytes == before  # the view keeps the storage
+        del seen
+        assert counted.live_bytes == 0
+
+
+@pytest.mark.parametrize("touch", [lambda d: d[5:9], lambda d: d.mul_(2), lambda d: d.view(-1), torch.detach])
+def test_what_existed_before_is_not_counted(touch):
+    data_set = torch.ones(1000, 8)
+    with CountedMemory() as counted:
+        touched = touch(data_set)
+        assert counted.peak_bytes == 0
+        batch = data_set[torch.tensor([1, 2, 3])]
+        assert counted.live_bytes == rounded(3 * 8 * 4)
+    del touched, batch, data_set
+    assert counted.live_bytes == 0
+
+
+def test_growing_in_place_is_counted():
+    with CountedMemory() as counted:
+        grown = floats(10)
+        grown.resize_(5000)
+        assert counted.live_bytes == counted.peak_bytes == rounded(20_000)
+        del grown
+        assert counted.live_bytes == 0
+
+
+def test_what_backward_keeps_is_counted_until_it_is_used():
+    x = torch.randn(100, 100)
+    with CountedMemory() as counted:
+        weight = torch.randn(100, 100, requires_grad=True)
+        built = counted.live_bytes
+        out = x
+        for _ in range(4):
+            out = torch.tanh(out @ weight)
+        out = out.sum()
+        # tanh keeps its result; the products in between are gone.
+        held = counted.live_bytes - built
+        assert 4 * 40_000 <= held <= 4 * rounded(40_000) + 2 * ROUNDING
+        out.backward()
+        del out
+        gc.collect()
+        assert counted.live_bytes == 2 * built  # the weight and its gradient
+    assert counted.peak_bytes >= built + held
+
+
+def test_without_a_graph_nothing_is_kept():
+    x = torch.randn(100, 100)
+    with CountedMemory() as counted, torch.no_grad():
+        weight = torch.randn(100, 100)
+        for _ in range(4):
+            x = torch.tanh(x @ weight)
+        assert counted.live_bytes == 2 * rounded(40_000)
+
+
+def test_over_budget_raises_as_cuda_does_and_the_count_recovers():
+    with CountedMemory(100 * KIB) as counted:
+        kept = floats(10 * KIB)  # 40 KiB
+        with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory\."):
+            floats(20 * KIB)
+        assert counted.live_bytes == 40 * KIB
+        assert counted.peak_bytes <= 100 * KIB
+        more = floats(15 * KIB)  # exactly what is left
+        assert counted.live_bytes == counted.peak_bytes == 100 * KIB
+        with pytest.raises(torch.OutOfMemoryError):
+            floats(1)
+        del kept, more
+        again = floats(25 * KIB)
+        assert counted.live_bytes == again.numel() * 4
+
+
+def test_running_out_in_backward_leaves_nothing_behind():
+    x = torch.randn(64, 64)
+
+    def train():
+        net = nn.Sequential(*[nn.Linear(64, 64) for _ in range(3)])
+        net(x).square().mean().backward()
+
+    with CountedMemory() as counted:
+        train()
+    gc.collect()
+    assert counted.live_bytes == 0
+    for share in (0.3, 0.6, 0.9):
+        with CountedMemory(int(counted.peak_bytes * share)) as tight:
+            with pytest.raises(torch.OutOfMemoryError):
+                train()
+            gc.collect()
+            assert tight.live_bytes == 0
+    with CountedMemory(counted.peak_bytes) as enough:
+        train()
+    assert enough.peak_bytes == counted.peak_bytes
+
+
+def test_growing_in_place_over_budget_raises():
+    with CountedMemory(10 * KIB) as counted:
+        grown = floats(KIB)
+        with pytest.raises(torch.OutOfMemoryError):
+            grown.resize_(10 * KIB)
+        del grown
+        assert counted.live_bytes == 0
