@@ -9,7 +9,7 @@ from scaler.cli import exit_code, run_launch
 def main() -> None:
     """Read the launch file and run it."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--launch", required=True, metavar="FILE", help="launch file, such as launch/digits.yaml")
+    parser.add_argument("--launch", required=True, metavar="FILE", help="such as launch/digits.yaml")
     parser.add_argument("--resume", action="store_true", help="continue the run in its storage path")
     parser.add_argument("--force", action="store_true", help="overwrite the run in its storage path")
     parser.add_argument("--json", action="store_true", help="print the batch configuration as JSON")

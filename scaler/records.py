@@ -12,6 +12,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdap
 from scaler.batch import BatchPlan
 from scaler.schema import Strict
 
+CONFIRMING_SEED = 1_000_000
+"""Seed of the confirming observations: predictions are held against them, so no fit may see them."""
+
 Stop = Literal["reached", "limit", "diverged", "deadline"]
 
 
@@ -20,7 +23,7 @@ class Environment(Strict):
 
     device: str
     world_size: PositiveInt
-    """Ranks of the worker group; an observation may use fewer."""
+    """Ranks that took the observation together."""
     machine: str
     cpu_count: PositiveInt
     versions: dict[str, str]
@@ -33,6 +36,11 @@ class Observation(Strict):
     seed: int
     taken_at: datetime.datetime
     environment: Environment
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this observation confirms an answer, and is kept from every fit."""
+        return self.seed == CONFIRMING_SEED
 
 
 class WorkloadRecord(Observation):

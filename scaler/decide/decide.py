@@ -81,7 +81,7 @@ def with_confirmation(config: BatchConfig, records: Sequence[Record]) -> BatchCo
     ]
     if not confirmations:
         return config
-    peaks = [r for r in records if isinstance(r, MemoryRecord) and r.plan == chosen.plan]
+    peaks = [r for r in records if isinstance(r, MemoryRecord) and r.held_out and r.plan == chosen.plan]
     confirmation = compare(chosen, confirmations[-1], peaks[-1] if peaks else None)
     return config.model_copy(update={"confirmation": confirmation, "records": len(records)})
 

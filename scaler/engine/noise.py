@@ -14,8 +14,8 @@ from scaler.errors import BadInput
 class GradientNorms:
     """Collects |G_small|^2 and |G_big|^2 of every step (McCandlish et al. 2018, appendix A.1).
 
-    On several ranks G_small is a rank's gradient before the all-reduce, averaged in square over the ranks by
-    one all-reduce of one number that nobody waits for; on one rank it is the first pass's gradient.
+    On several ranks G_small is a rank's gradient before the all-reduce, squared bucket by bucket as DDP
+    sends it, and averaged over the ranks when the norms are read. On one rank it is the first pass's.
 
     Raises:
         BadInput: one rank without accumulation has only one gradient, or the ranks' batches are unequal.
@@ -30,34 +30,34 @@ class GradientNorms:
             )
         self.small_batch = plan.global_batch / (plan.workers if plan.workers > 1 else plan.accumulation)
         self._engine = engine
-        self._local = torch.zeros((), device=engine.rank.device.torch_device)
         self._small: list[torch.Tensor] = []
         self._big: list[torch.Tensor] = []
-        self._reductions: list[Any] = []
+        self._small_parts: list[torch.Tensor] = []
+        self._big_parts: list[torch.Tensor] = []
         engine.observer = self
         if isinstance(engine.model, DistributedDataParallel):
             engine.model.register_comm_hook(engine.rank.group, self._hook)
 
     def after_pass(self, number: int) -> None:
         """On one rank, take the first pass's gradient; it carries the factor 1 / accumulation."""
-        if self._engine.plan.workers == 1 and number == 0:
-            self._local = self._squared_norm() * self._engine.plan.accumulation**2
+        if self._engine.rank.group is None and number == 0:
+            self._small_parts.append(self._squared_norm() * self._engine.plan.accumulation**2)
 
     def after_backward(self) -> None:
-        """Take the whole batch's gradient, and start to average the small ones."""
-        group = self._engine.rank.group
-        if group is not None:
-            self._local /= self._engine.plan.workers
-            self._reductions.append(dist.all_reduce(self._local, group=group, async_op=True))
-        self._small.append(self._local)
-        self._big.append(self._squared_norm())
-        self._local = torch.zeros_like(self._local)
+        """Close the step: its parts make up both norms."""
+        if self._engine.rank.group is None:
+            self._big_parts.append(self._squared_norm())
+        for parts, norms in ((self._small_parts, self._small), (self._big_parts, self._big)):
+            norms.append(torch.stack(parts).sum())
+            parts.clear()
 
     def squared_norms(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Give (|G_small|^2, |G_big|^2) per step so far, once the last all-reduce is through."""
-        for reduction in self._reductions:
-            reduction.wait()
-        return tuple(map(float, self._small)), tuple(map(float, self._big))
+        """Give (|G_small|^2, |G_big|^2) of every step so far; one all-reduce averages the small ones."""
+        small, big = torch.stack(self._small), torch.stack(self._big)
+        if self._engine.rank.group is not None:
+            dist.all_reduce(small, group=self._engine.rank.group)
+            small /= self._engine.plan.workers
+        return tuple(small.tolist()), tuple(big.tolist())
 
     def _squared_norm(self) -> torch.Tensor:
         gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
@@ -68,9 +68,20 @@ class GradientNorms:
         group: Any,
         bucket: dist.GradBucket,  # type: ignore[name-defined]
     ) -> torch.futures.Future[torch.Tensor]:
-        """Square the rank's own gradient, then average it over ranks as DDP would."""
+        """Average a bucket over the ranks as DDP would, and square it before and after."""
         gradient = bucket.buffer()
-        self._local += gradient.float().dot(gradient.float())
+        self._small_parts.append(_square(gradient))
+
+        def reduced(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+            mean = future.value()[0]
+            self._big_parts.append(_square(mean))
+            return mean
+
         reduction = dist.all_reduce(gradient.div_(group.size()), group=group, async_op=True)
-        future: torch.futures.Future[torch.Tensor] = reduction.get_future().then(lambda f: f.value()[0])
-        return future
+        result: torch.futures.Future[torch.Tensor] = reduction.get_future().then(reduced)
+        return result
+
+
+def _square(gradient: torch.Tensor) -> torch.Tensor:
+    flat = gradient.float()
+    return flat.dot(flat)

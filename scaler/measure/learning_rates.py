@@ -31,19 +31,24 @@ class _Search:
         self._expected = 3 * seeds * batches
 
     def best_rate(self, plan: BatchPlan, centre: float, limit: float) -> BatchResult | None:
-        """Find the best rate around `centre`, extending the grid while the best lies at its edge."""
+        """Find the best rate around `centre`, extending the grid while the best lies at its edge.
+
+        Decides only by the trials asked here, so that a resumed run asks the same ones again.
+        """
         limit = min(self._limit, limit)
-        result = self._try(plan, [centre], limit)
-        bound = min(limit, _HOPELESS * max(result.examples)) if result and result.examples else limit
-        result = self._try(plan, [centre / _STEP, centre * _STEP], bound)
+        trials = self._try(plan, [centre], limit)
+        result = batch_results(trials).get(plan.global_batch)
+        trials += self._try(plan, [centre / _STEP, centre * _STEP], _useful(result, limit))
+        result = batch_results(trials).get(plan.global_batch)
         for _ in range(_EXTENSIONS):
             if result is None or (edge := result.edge()) == 0 or self._evidence.out_of_budget():
                 break
             rate = result.rates[0] / _STEP if edge < 0 else result.rates[-1] * _STEP
-            result = self._try(plan, [rate], min(limit, _HOPELESS * max(result.examples)))
+            trials += self._try(plan, [rate], _useful(result, limit))
+            result = batch_results(trials).get(plan.global_batch)
         return result
 
-    def _try(self, plan: BatchPlan, rates: Sequence[float], limit: float) -> BatchResult | None:
+    def _try(self, plan: BatchPlan, rates: Sequence[float], limit: float) -> list[ConvergenceRecord]:
         tasks = [
             Task(
                 probe_convergence,
@@ -60,9 +65,13 @@ class _Search:
             for rate in rates
             for seed in range(self._seeds)
         ]
-        self._evidence.ask("convergence", tasks, self._expected)
-        records = [r for r in self._evidence.records if isinstance(r, ConvergenceRecord)]
-        return batch_results(records).get(plan.global_batch)
+        records = self._evidence.ask("convergence", tasks, self._expected)
+        return [record for record in records if isinstance(record, ConvergenceRecord)]
+
+
+def _useful(result: BatchResult | None, limit: float) -> float:
+    """Examples beyond which a trial cannot make its rate the best any more."""
+    return min(limit, _HOPELESS * max(result.examples)) if result and result.examples else limit
 
 
 def trial_limit(workload: Workload, sizes: WorkloadRecord) -> int:

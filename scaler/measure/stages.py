@@ -7,6 +7,7 @@ from typing import TypeVar
 from scaler.batch import BatchPlan, candidates
 from scaler.cluster import Cluster
 from scaler.decide.config import Answer
+from scaler.decide.fits import workload_record
 from scaler.decide.plans import feasible_plan
 from scaler.errors import BadInput, NothingFeasible
 from scaler.fit.memory import MemoryFits, fit_memory, memory_for
@@ -18,7 +19,7 @@ from scaler.probe.memory import MemoryRequest, probe_memory
 from scaler.probe.noise import NoiseRequest, probe_noise
 from scaler.probe.throughput import ThroughputRequest, probe_throughput
 from scaler.probe.workload import WorkloadRequest, probe_workload
-from scaler.records import MemoryRecord, WorkloadRecord
+from scaler.records import CONFIRMING_SEED, MemoryRecord, WorkloadRecord
 from scaler.runtime.protocol import Task
 from scaler.units import format_bytes
 from scaler.workload import Workload
@@ -29,7 +30,6 @@ _STEPS_PER_RUN = 30
 _LAUNCHES = 2  # fresh runs of a plan differ by more than steps within one
 _NOISE_STEPS = 100
 _TIMED_BATCHES = 4
-CONFIRMING_SEED = 1_000_000
 
 T = TypeVar("T")
 
@@ -98,6 +98,7 @@ def measure_memory(
     stage = launch.zero_stage
     # Convergence trials run on one worker, unsharded, where that fits.
     shapes = {(0, 1), *((stage, count) for count in (counts if stage else (counts[0], *counts[1:2])))}
+    found: list[MemoryRecord] = []
     for zero_stage, workers in sorted(shapes):
         largest = min(max(batches), sizes.train_examples // workers)
         ask = partial(_ask_peak, evidence, workers=workers, zero_stage=zero_stage)
@@ -107,53 +108,48 @@ def measure_memory(
                 raise _too_big(launch.cluster, sizes, measured[-1])
             continue
         if any(record.out_of_memory for record in measured):
-            _confirm(evidence, ask, launch.cluster, zero_stage, workers)
-        # Gradients that live through the next forward pass: the same micro-batch, accumulating.
-        ask(min(_SMALLEST_MICRO_BATCH, largest // 2) or 1, accumulation=2)
-    return memory_fits(evidence, launch.cluster)
-
-
-def memory_fits(evidence: Evidence, cluster: Cluster) -> MemoryFits:
-    """Fit the peaks measured so far."""
-    records = [r for r in evidence.records if isinstance(r, MemoryRecord)]
-    return fit_memory(records, cluster.capacity_bytes())
+            measured += _confirm_largest(ask, measured, launch.cluster)
+        # Gradients live through the next forward pass when accumulating.
+        measured += ask(max(1, min(_SMALLEST_MICRO_BATCH, largest // 2)), accumulation=2)
+        found += measured
+    return fit_memory(found, launch.cluster.capacity_bytes())
 
 
 def _ask_peak(
     evidence: Evidence, micro_batch: int, workers: int, zero_stage: int, accumulation: int = 1
-) -> MemoryRecord | None:
+) -> list[MemoryRecord]:
+    """Ask for one peak: its record, or none where the budget is spent."""
     plan = BatchPlan.equal(micro_batch, accumulation, workers, zero_stage)
     task = Task(probe_memory, MemoryRequest(plan), workers, whole_group=zero_stage > 0)
-    records = evidence.ask("memory", [task])
-    return next((record for record in records if isinstance(record, MemoryRecord)), None)
+    return [record for record in evidence.ask("memory", [task]) if isinstance(record, MemoryRecord)]
 
 
-def _climb(ask: Callable[[int], MemoryRecord | None], largest: int) -> list[MemoryRecord]:
+def _climb(ask: Callable[[int], list[MemoryRecord]], largest: int) -> list[MemoryRecord]:
     """Double the micro-batch up to `largest` or out of memory; from a first failure, halve it down to 1."""
-    measured: list[MemoryRecord] = []
     micro_batch = min(_SMALLEST_MICRO_BATCH, largest)
-    down = False
-    while (record := ask(micro_batch)) is not None:
-        measured.append(record)
-        down = down or (record.out_of_memory and len(measured) == 1)
-        if micro_batch == (1 if down else largest) or record.out_of_memory != down:
-            break
+    measured = ask(micro_batch)
+    down = bool(measured) and measured[0].out_of_memory
+    while measured and measured[-1].out_of_memory == down and micro_batch != (1 if down else largest):
         micro_batch = micro_batch // 2 if down else min(2 * micro_batch, largest)
+        if not (more := ask(micro_batch)):
+            break
+        measured += more
     return measured
 
 
-def _confirm(
-    evidence: Evidence,
-    ask: Callable[[int], MemoryRecord | None],
-    cluster: Cluster,
-    zero_stage: int,
-    workers: int,
-) -> None:
-    """Try the micro-batch that is predicted to be the largest; where it fails, a smaller one."""
-    fit = memory_for(memory_fits(evidence, cluster), workers, zero_stage)
-    micro_batch = fit.max_micro_batch(cluster) if fit else 0
-    while micro_batch >= 1 and (record := ask(micro_batch)) is not None and record.out_of_memory:
+def _confirm_largest(
+    ask: Callable[[int], list[MemoryRecord]], measured: Sequence[MemoryRecord], cluster: Cluster
+) -> list[MemoryRecord]:
+    """Try the micro-batch that is predicted to be the largest; where it fails, smaller ones."""
+    (fit,) = fit_memory(measured, cluster.capacity_bytes()).values()
+    micro_batch = fit.max_micro_batch(cluster)
+    tried: list[MemoryRecord] = []
+    while micro_batch >= 1 and (not tried or tried[-1].out_of_memory):
+        if not (more := ask(micro_batch)):
+            break
+        tried += more
         micro_batch = int(micro_batch * _SHRINK)
+    return tried
 
 
 def _too_big(cluster: Cluster, sizes: WorkloadRecord, record: MemoryRecord) -> NothingFeasible:
@@ -228,11 +224,14 @@ def confirm(evidence: Evidence, workload: Workload, answer: Answer) -> None:
         return
     plan = answer.plan
     sharded = plan.zero_stage > 0
-    limit = trial_limit(workload, ask_sizes(evidence))
+    limit = trial_limit(workload, workload_record(evidence.records))
     request = ConvergenceRequest(
         plan, answer.learning_rate, answer.warmup_examples, limit, seed=CONFIRMING_SEED
     )
-    for probe, asked in ((probe_memory, MemoryRequest(plan)), (probe_confirmation, request)):
+    for probe, asked in (
+        (probe_memory, MemoryRequest(plan, seed=CONFIRMING_SEED)),
+        (probe_confirmation, request),
+    ):
         evidence.ask("confirmation", [Task(probe, asked, plan.workers, whole_group=sharded)], expected=2)
 
 

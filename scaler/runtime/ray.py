@@ -70,22 +70,22 @@ class RayRuntime:
         return size == task.workers if task.whole_group else size >= task.workers
 
     def _regroup(self, task: Task) -> None:
-        from scaler.runtime.worker_group import WorkerGroup
-
         if self._group is not None:
             self._group.close()
+        else:  # a run that is already complete needs no Ray at all
+            self._exit.enter_context(self._connection)
+        from scaler.runtime.worker_group import WorkerGroup
+
         workers = task.workers if task.whole_group else self.workers
         path = self._storage_path or self._exit.enter_context(tempfile.TemporaryDirectory(prefix="scaler-"))
         self._group = WorkerGroup(self._cluster, workers, self._subject, path)
 
     def __enter__(self) -> Self:
-        self._exit.enter_context(self._connection)
         return self
 
     def __exit__(self, *error: object) -> None:
-        # After an error ranks may be stuck in a task: the connection's end takes them down.
-        if self._group is not None and error[0] is None:
-            self._group.close()
+        if self._group is not None:
+            self._group.close(wait=error[0] is None)  # after an error ranks may be stuck in a task
         self._exit.close()
 
 

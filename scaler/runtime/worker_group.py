@@ -110,12 +110,13 @@ class WorkerGroup:
             waited_s += 0.5
         return None
 
-    def close(self) -> None:
-        """Let the ranks finish what they do, and end the group."""
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self._mailbox.send.remote(list(range(self.workers)), None))
-            self._thread.join(timeout=30)
-        ray.kill(self._mailbox)
+    def close(self, wait: bool = True) -> None:
+        """End the group; with `wait`, once the ranks have finished what they do."""
+        if wait:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(self._mailbox.send.remote(list(range(self.workers)), None))
+                self._thread.join(timeout=30)
+        ray.kill(self._mailbox)  # ranks that still ask it end with an error
 
     def _fit(self) -> None:
         try:

@@ -25,6 +25,7 @@ LAYERS = [
     {"measure"},
     {"pipeline"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = ["records", "runs", "fit", "decide", "report", "launch"]

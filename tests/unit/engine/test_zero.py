@@ -9,36 +9,61 @@ from pathlib import Path
 import pytest
 import torch
 from spread_cases import STEPS
+from zero_steps import PLANS, STAGES
 
 from scaler.batch import BatchPlan
 from scaler.engine.open import open_engine
 from scaler.errors import BadInput
 
-CASES = [(name, stage, passes) for name in ("momentum", "tokens") for stage in (1, 2, 3) for passes in (1, 2)]
+CLOSE = 1e-5
+
+
+def results(folder, world):
+    """What each of `world` processes found."""
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed")
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("zero_steps.py")
+    logs = [folder / f"zero-{world}-{number}.log" for number in range(world)]
+    processes = []
+    for number, log in enumerate(logs):
+        with log.open("w") as output:
+            command = [sys.executable, str(script), str(folder), str(number), str(world)]
+            processes.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT))
+    try:
+        codes = [process.wait(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
+    return [torch.load(folder / f"zero-{world}-{number}.pt") for number in range(world)]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    if importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("DeepSpeed is not installed")
-    file = tmp_path_factory.mktemp("zero") / "found.pt"
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    script = Path(__file__).with_name("zero_steps.py")
-    run = subprocess.run(
-        [sys.executable, str(script), str(file)], env=env, capture_output=True, text=True, timeout=200
-    )
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
-    return torch.load(file)
+    folder = tmp_path_factory.mktemp("zero")
+    return {world: results(folder, world) for world in PLANS}
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("name", "stage", "passes"), CASES)
-def test_a_sharded_step_is_the_plain_step(found, name, stage, passes):
-    sharded, plain = found[name, stage, passes]
-    assert sharded["parameters"].shape == plain["parameters"].shape
-    assert sharded["parameters"].shape[0] == 1 + STEPS
-    assert torch.allclose(sharded["parameters"], plain["parameters"], rtol=0, atol=1e-5)
-    assert sharded["losses"] == pytest.approx(plain["losses"], abs=1e-5)
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", ["momentum", "tokens"])
+@pytest.mark.parametrize(("world", "spread"), [(world, spread) for world in PLANS for spread in PLANS[world]])
+def test_a_sharded_step_is_the_plain_step(found, world, spread, name, stage):
+    for rank in found[world]:
+        sharded, plain = rank[name, spread, stage], rank[name, spread, 0]
+        assert sharded["parameters"].shape == plain["parameters"].shape
+        assert sharded["parameters"].shape[0] == 1 + STEPS
+        assert torch.allclose(sharded["parameters"], plain["parameters"], rtol=0, atol=CLOSE)
+        assert sharded["losses"] == pytest.approx(plain["losses"], abs=CLOSE)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_sharded_trial_has_the_plain_curve(found, stage):
+    sharded, plain = found[1][0]["curve", stage], found[1][0]["curve", 0]
+    assert [examples for examples, _ in sharded] == [examples for examples, _ in plain]
+    assert [metric for _, metric in sharded] == pytest.approx([metric for _, metric in plain], abs=CLOSE)
 
 
 def test_without_deepspeed_a_stage_is_bad_input(tiny, rank, monkeypatch):

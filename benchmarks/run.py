@@ -1,0 +1,27 @@
+"""Measure the figures in README.md again: `make bench`, or `python benchmarks/run.py [demo ...]`."""
+
+import importlib
+import os
+import platform
+import sys
+
+from figure import table
+
+BENCHMARKS = ("demo", "task_cost", "noise_overhead")
+
+
+def main(names: list[str]) -> None:
+    figures = []
+    for name in names or BENCHMARKS:
+        if name == "noise_overhead" and "SCALER_DATA" not in os.environ:
+            print("skipping noise_overhead: it needs MNIST; set SCALER_DATA to its folder", file=sys.stderr)
+            continue
+        print(f"running {name} ...", file=sys.stderr)
+        figures += importlib.import_module(name).measure()
+        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    print(f"{machine}, Python {platform.python_version()}\n")
+    print(table(figures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

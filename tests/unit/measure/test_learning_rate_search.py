@@ -1,0 +1,159 @@
+"""The search for learning rates, with real trials of the tiny workload."""
+
+import math
+
+import pytest
+from asking import Asked
+
+from scaler.batch import BatchPlan
+from scaler.fit.learning_rate import batch_results
+from scaler.measure.evidence import Evidence
+from scaler.measure.learning_rates import search_learning_rates, trial_limit
+from scaler.measure.stages import ask_sizes
+from scaler.records import ConvergenceRecord
+from scaler.runs import RunFolder
+from scaler.runtime.local import LocalRuntime
+from scaler.workload import Reference, Target
+
+
+def plans(*batches):
+    return {batch: BatchPlan.equal(batch, 1, 1) for batch in batches}
+
+
+class Search:
+    """One search into a run folder; `found` has the best rate of every batch."""
+
+    def __init__(self, workload, cluster, folder, batches, seeds=1, budget_s=None):
+        self.run = RunFolder(folder)
+        self.runtime = Asked(LocalRuntime(cluster, workload))
+        evidence = Evidence(self.runtime, self.run, budget_s)
+        sizes = ask_sizes(evidence)
+        self.runtime.tasks.clear()
+        search_learning_rates(evidence, workload, seeds, sizes, batches)
+        self.trials = [r for r in self.run.records() if isinstance(r, ConvergenceRecord)]
+        self.found = batch_results(self.trials)
+
+    def rates(self, batch):
+        """In the order asked."""
+        asked = [t.request for t in self.runtime.tasks if t.request.plan.global_batch == batch]
+        return list(dict.fromkeys(request.learning_rate for request in asked))
+
+    def batches(self):
+        return list(dict.fromkeys(task.request.plan.global_batch for task in self.runtime.tasks))
+
+
+@pytest.fixture
+def search(tiny, cluster, tmp_path):
+    """A function (batches, seeds, folder, **workload fields) that runs a search."""
+
+    def run(batches, seeds=1, folder="run", budget_s=None, **fields):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return Search(tiny(**fields), cluster(), tmp_path / folder, batches, seeds, budget_s)
+
+    return run
+
+
+def test_a_trials_limit_is_the_targets_or_a_hundred_epochs(tiny, ask, cluster, tmp_path):
+    sizes = ask_sizes(Evidence(LocalRuntime(cluster(), tiny()), RunFolder(tmp_path), None))
+    assert trial_limit(tiny(), sizes) == 1_280
+    assert trial_limit(tiny(target=Target(0.1, "min")), sizes) == 6_400
+
+
+def test_the_reference_is_tried_first_then_its_neighbours(search):
+    result = search(plans(8), reference=Reference(8, 0.1))
+    first, low, high = result.rates(8)[:3]
+    assert (first, low, high) == (0.1, pytest.approx(0.1 / 3, rel=1e-3), pytest.approx(0.3))
+    assert result.found[8].best_rate in result.rates(8)
+
+
+@pytest.mark.parametrize(("rate", "side"), [(0.004, 1), (0.9, -1)])
+def test_the_grid_is_extended_while_the_best_lies_at_its_edge(search, rate, side):
+    target = Target(0.05, "min", max_examples=6_400, evaluate_every=16)
+    result = search(plans(8), reference=Reference(8, rate), target=target)
+    rates = result.rates(8)
+    assert len(rates) > 3
+    ways = [math.log(later / earlier) for earlier, later in zip(rates[2:], rates[3:], strict=False)]
+    if side > 0:  # each extension goes on by one more factor of 3
+        assert ways == pytest.approx([math.log(3)] * len(ways), rel=1e-2)
+    else:
+        assert rates[3] == pytest.approx(rate / 9, rel=1e-3)
+    assert len(rates) <= 6
+    best = result.found[8]
+    assert best.edge() == 0 or len(rates) == 6
+
+
+def test_a_best_rate_within_the_grid_is_left_alone(search):
+    best = search(plans(8), reference=Reference(8, 0.1)).found[8].best_rate
+    result = search(plans(8), folder="again", reference=Reference(8, best))
+    assert result.found[8].best_rate == best
+    assert len(result.rates(8)) == 3
+
+
+def test_hopeless_rates_are_cut_short(search):
+    """Beside a rate that reached, a trial needs no more than half as many examples again."""
+    result = search(plans(8), reference=Reference(8, 0.1))
+    centre = next(t for t in result.trials if t.learning_rate == 0.1)
+    assert centre.reached
+    for task in result.runtime.tasks[1:3]:
+        assert task.request.max_examples == math.ceil(1.5 * centre.examples)
+
+
+def test_every_rate_has_every_seed(search):
+    result = search(plans(8), seeds=2)
+    for rate in result.rates(8):
+        assert sorted(t.seed for t in result.trials if t.learning_rate == rate) == [0, 1]
+    assert len(result.found[8].examples) == 2
+
+
+def test_neighbouring_batches_start_from_the_rate_found_beside_them(search):
+    result = search(plans(4, 8, 16, 32))
+    assert result.batches() == [8, 16, 32, 4]
+    for batch, beside in ((16, 8), (32, 16), (4, 8)):
+        expected = result.found[beside].best_rate * math.sqrt(batch / beside)
+        assert result.rates(batch)[0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_batches_without_a_plan_are_left_out(search):
+    assert search({4: None, **plans(8, 16), 32: None}).batches() == [8, 16]
+    assert search({8: None}, folder="none").batches() == []
+
+
+def test_growing_stops_where_the_target_is_not_reached(search):
+    """Batches of 64 have too few steps within the limit, so 128 is not asked."""
+    target = Target(0.05, "min", max_examples=320, evaluate_every=16)
+    result = search(plans(8, 64, 16), reference=Reference(8, 0.1), target=target)
+    assert result.found[8].best_rate is not None
+    unreached = [batch for batch, found in result.found.items() if found.best_rate is None]
+    assert unreached == [max(result.batches())]
+
+
+def test_without_a_reference_that_trains_no_other_batch_is_asked(search):
+    result = search(plans(4, 8, 16), target=Target(0.0, "min", max_examples=64, evaluate_every=32))
+    assert result.batches() == [8]
+    assert result.found[8].best_rate is None
+
+
+def test_without_a_budget_nothing_is_asked(search):
+    first = search(plans(8))
+    again = search(plans(8), budget_s=0.0)
+    assert first.trials == again.trials
+    assert again.runtime.tasks == []
+
+
+def test_a_finished_search_asks_nothing_again(search):
+    search(plans(4, 8, 16))
+    assert search(plans(4, 8, 16)).runtime.tasks == []
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.4, 0.6, 0.8])
+def test_an_interrupted_search_goes_on_where_it_stopped(search, tmp_path, share):
+    """It asks what was left, and comes to the same answer as one that was not interrupted."""
+    fields = {"reference": Reference(8, 0.02), "seeds": 2}
+    whole = search(plans(4, 8, 16), **fields)
+    kept = 1 + int(share * len(whole.trials))
+    (tmp_path / "cut").mkdir()
+    lines = whole.run.records_file.read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "cut" / "records.jsonl").write_text("".join(lines[:kept]), encoding="utf-8")
+    resumed = search(plans(4, 8, 16), folder="cut", **fields)
+    assert [t.key for t in resumed.runtime.tasks] == [t.task for t in whole.trials[kept - 1 :]]
+    assert resumed.found == whole.found

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+
+from scaler.batch import BatchPlan
+from scaler.cluster import Cluster
+from scaler.errors import BadInput
+from scaler.launch import LaunchConfig
+from scaler.schema import parse
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = {"workers": [1, 4], "kind": "mock", "device_memory": "64MiB"}
+
+
+def launch(**fields: object) -> LaunchConfig:
+    return parse(LaunchConfig, {"workload": "digits", "cluster": CLUSTER, **fields}, "launch")
+
+
+def test_a_launch_round_trips_through_yaml(tmp_path: Path) -> None:
+    plan = {"global_batch": 96, "micro_batches": [25, 23], "accumulation": 2, "workers": 2}
+    before = launch(plan=plan, budget="20m", seeds=5, env={"A": "b"}, address="auto", storage_path="out")
+    (tmp_path / "launch.yaml").write_text(before.to_yaml(), encoding="utf-8")
+    assert LaunchConfig.load(tmp_path / "launch.yaml") == before
+    assert before.budget_s == 1200
+
+
+def test_a_cluster_may_be_a_path_relative_to_the_launch_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("workers: 2\nkind: cpu\n", encoding="utf-8")
+    (tmp_path / "launch").mkdir()
+    file = tmp_path / "launch" / "l.yaml"
+    file.write_text("workload: digits\ncluster: ../c.yaml\n", encoding="utf-8")
+    assert LaunchConfig.load(file).cluster == Cluster(name="c", workers=2, kind="cpu")
+
+
+def test_python_takes_the_same_fields() -> None:
+    cluster = Cluster(workers=2, kind="mock", device_memory_bytes=2**20)
+    config = LaunchConfig(workload="digits", cluster=cluster, budget_s=60, plan=BatchPlan.equal(8, 1, 2))
+    assert config.plan is not None and config.plan.global_batch == 16
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"worklod": "x"}, "did you mean 'workload'"),
+        ({"budget": "soon"}, "'soon' is not a duration"),
+        ({"budget": "-3m"}, "not a duration"),
+        ({"zero_stage": 4}, "less than or equal to 3"),
+        ({"seeds": 0}, "greater than 0"),
+        ({"runtime": "slurm"}, "'ray' or 'local'"),
+        ({"cluster": {**CLUSTER, "kind": "tpu"}}, "cluster.kind"),
+        ({"cluster": "no-such.yaml"}, "no such file"),
+        ({"plan": {"micro_batch": 8, "workers": 9}}, "the cluster has 1 to 4 workers"),
+        ({"plan": {"micro_batch": 8, "workers": 2, "global_batch": 17}}, "= 16"),
+        ({"plan": {"micro_batch": 8, "workers": 2, "zero_stage": 1}}, "zero_stage is 1"),
+        ({"zero_stage": 1, "runtime": "local"}, "DeepSpeed needs worker processes"),
+    ],
+)
+def test_wrong_fields_are_named(fields: dict[str, object], says: str) -> None:
+    with pytest.raises(BadInput) as raised:
+        launch(**fields)
+    assert says in raised.value.message
+    assert raised.value.exit_code == 2 and raised.value.hint
+
+
+def test_all_faults_are_listed_at_once() -> None:
+    with pytest.raises(BadInput) as raised:
+        launch(budget="soon", seeds=0, zero_stage=9)
+    assert "3 faults" in raised.value.message
+
+
+def test_the_shipped_launch_files_load() -> None:
+    files = sorted((ROOT / "launch").glob("*.yaml"))
+    assert files
+    for file in files:
+        assert LaunchConfig.load(file).workload
+
+
+def test_the_shipped_cluster_files_load() -> None:
+    files = sorted((ROOT / "cluster").rglob("*.yaml"))
+    assert files
+    for file in files:
+        assert Cluster.load(file).name == file.stem
+
+
+def test_the_cluster_readme_describes_every_key() -> None:
+    text = (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
+    keys = [field.alias or name for name, field in Cluster.model_fields.items()]
+    assert [key for key in keys if f"`{key}`" not in text] == []
