@@ -61,4 +61,14 @@ class CountedMemory(TorchDispatchMode):
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return [part.untyped_storage() for tensor in tensors for part in _dense(tensor)]
+
+
+def _dense(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Give the tensors that hold a tensor's bytes: a sparse gradient has its indices and values."""
+    if tensor.layout == torch.strided:
+        return [tensor]
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    return []

@@ -94,6 +94,9 @@ class Workload:
                 hint="see the Workload docstring for what each field takes",
             )
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # callables need not be hashable
+
     def __reduce__(self) -> Any:
         """Travel to workers as an address where there is one: a lambda in a file cannot be pickled."""
         if self.address is not None:
@@ -121,7 +124,8 @@ def user_code(workload: Workload, function: str) -> Iterator[None]:
         raise
     except Exception as error:
         # By name: this module must not import torch, and a lost peer is not the user's fault.
-        if type(error).__name__ in ("OutOfMemoryError", "DistBackendError", "DistNetworkError"):
+        names = {base.__name__ for base in type(error).__mro__}
+        if names & {"OutOfMemoryError", "DistError"} or "third_party/gloo" in str(error):
             raise
         raise WorkloadError(
             f"workload {workload.name!r}: {function}() raised {type(error).__name__}: {error}\n"

@@ -48,6 +48,8 @@ def options(
         return [], why_not
     assert fits.step_time is not None
     for batch, result in fits.batches.items():
+        if pinned is not None and batch != pinned.global_batch:
+            continue
         if result.best_rate is None:
             why = why or f"no learning rate tried at a global batch of {batch} reached the target"
             continue
@@ -56,8 +58,7 @@ def options(
         except (BadInput, NothingFeasible) as error:
             why = error.message
             continue
-        examples = fits.steps.examples(batch) if fits.steps else _single(result)
-        found.append(_option(fits.step_time, plan, result.best_rate, examples))
+        found.append(_option(fits.step_time, plan, result.best_rate, _examples(fits, result)))
     return sorted(found, key=lambda option: option.time_s.value if option.time_s else 0.0), why
 
 
@@ -93,17 +94,26 @@ def answer(
 
 
 def reference_answer(
-    fits: Fits, cluster: Cluster, workers: int, zero_stage: int, reference: Reference
-) -> Answer | None:
-    """Fall back to the reference batch and rate where no trial reached the target: no time to target then."""
-    if fits.step_time is None or _untimed(fits.step_time, workers) is not None:
-        return None
+    fits: Fits,
+    cluster: Cluster,
+    workers: int,
+    zero_stage: int,
+    reference: Reference,
+    pinned: BatchPlan | None = None,
+) -> tuple[Answer | None, str]:
+    """Fall back to the reference batch and rate where no trial reached the target: no time to target then.
+
+    Gives the answer, or why there is none.
+    """
+    if (why_not := _untimed(fits.step_time, workers)) is not None:
+        return None, why_not
+    assert fits.step_time is not None
     try:
-        plan = split_batch(reference.global_batch, workers, fits.memory, cluster, zero_stage)
-    except (BadInput, NothingFeasible):
-        return None
+        plan = pinned or split_batch(reference.global_batch, workers, fits.memory, cluster, zero_stage)
+    except (BadInput, NothingFeasible) as error:
+        return None, error.message
     option = _option(fits.step_time, plan, reference.learning_rate, None)
-    return answer(fits, cluster, [option], reference)
+    return answer(fits, cluster, [option], reference), ""
 
 
 def ranked_times(ranked: Iterable[Option]) -> list[tuple[int, float]]:
@@ -131,15 +141,15 @@ def _bound(fits: Fits, ranked: list[Option], pinned: BatchPlan | None) -> Bound:
         return "pinned plan"
     if best.time_s is None or fits.step_time is None:
         return "no evidence"
-    unlimited = min(
-        fits.step_time.predict(_at_once(o.plan)).value
-        * o.mean_over_median.value
-        * o.examples.value
-        / o.plan.global_batch
-        for o in ranked
-        if o.examples is not None
-    )
-    if best.time_s.value > (1 + _MEMORY_MATTERS) * unlimited:
+    workers, zero_stage = best.plan.workers, best.plan.zero_stage
+    unlimited = [
+        _option(
+            fits.step_time, _at_once(batch, workers, zero_stage), result.best_rate, _examples(fits, result)
+        )
+        for batch, result in fits.batches.items()
+        if result.best_rate is not None and batch >= workers
+    ]
+    if best.time_s.value > (1 + _MEMORY_MATTERS) * min(o.time_s.value for o in unlimited if o.time_s):
         return "memory"
     if best.plan.global_batch == fits.train_examples:
         return "dataset size"
@@ -147,9 +157,9 @@ def _bound(fits: Fits, ranked: list[Option], pinned: BatchPlan | None) -> Bound:
     return "critical batch" if best.plan.global_batch < largest else "largest batch measured"
 
 
-def _at_once(plan: BatchPlan) -> BatchPlan:
-    """Spread the plan's global batch as if memory had no limit: one pass."""
-    return BatchPlan.split(plan.global_batch, plan.workers, plan.global_batch, plan.zero_stage)
+def _at_once(global_batch: int, workers: int, zero_stage: int) -> BatchPlan:
+    """Spread a global batch as if memory had no limit: one pass."""
+    return BatchPlan.split(global_batch, workers, global_batch, zero_stage)
 
 
 def _rate(step_time_s: Estimate, global_batch: int) -> Estimate:
@@ -164,6 +174,8 @@ def _rate(step_time_s: Estimate, global_batch: int) -> Estimate:
     )
 
 
-def _single(result: BatchResult) -> Estimate:
-    """Examples to target where only one batch was measured: its mean, without an interval."""
+def _examples(fits: Fits, result: BatchResult) -> Estimate:
+    """Examples to target; where only one batch was measured its mean, without an interval."""
+    if fits.steps is not None:
+        return fits.steps.examples(result.global_batch)
     return Estimate(value=result.mean_examples, samples=len(result.examples), method="mean over seeds")

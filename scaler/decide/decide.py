@@ -46,10 +46,12 @@ def decide(
         ranked[workers], why = options(fits, cluster, workers, zero_stage, pinned)
         if ranked[workers]:
             answers.append(answer(fits, cluster, ranked[workers], reference, pinned))
-        elif kept := reference_answer(fits, cluster, workers, zero_stage, reference):
+            continue
+        kept, why_not = reference_answer(fits, cluster, workers, zero_stage, reference, pinned)
+        if kept is not None:
             answers.append(kept)
         else:
-            infeasible[workers] = why or "no plan fits"
+            infeasible[workers] = why or why_not
     if not answers:
         faults = [f"  - {workers} workers: {why}" for workers, why in infeasible.items()]
         raise NothingFeasible(

@@ -18,7 +18,7 @@ _BOUNDS: dict[Bound, str] = {
     "critical batch": "the critical batch: beyond it a step costs more examples than it saves time",
     "largest batch measured": "the largest batch measured: larger ones may be faster still",
     "pinned plan": "the pinned plan: nothing else was considered",
-    "no evidence": "missing evidence: no trial reached the target, so the reference batch is kept",
+    "no evidence": "missing evidence: no batch that fits reached the target, so the reference batch is kept",
 }
 
 

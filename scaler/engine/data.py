@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from scaler.batch import BatchPlan
 from scaler.errors import BadInput
@@ -22,7 +22,9 @@ def load_data(workload: Workload, function: Literal["train_data", "eval_data"]) 
     """
     with user_code(workload, function):
         dataset = getattr(workload, function)()
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or len(dataset) == 0:
+        map_style = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+        usable = map_style and not isinstance(dataset, IterableDataset) and len(dataset) > 0
+    if not usable:
         raise BadInput(
             f"workload {workload.name!r}: {function}() returned {type(dataset).__name__}, without items",
             hint="return a map-style dataset, with __len__ and __getitem__, that is not empty",
@@ -75,11 +77,16 @@ def rank_steps(
 
 def evaluation_batches(workload: Workload, dataset: Any, batch: int) -> Iterator[Any]:
     """Yield the data set once, in order, in batches of at most `batch` examples, on the host."""
-    return _fetch(workload, dataset, iter(torch.arange(len(dataset)).split(batch)))
+    chunks = torch.arange(len(dataset)).split(batch)
+    batches = _fetch(workload, dataset, iter(chunks))
+    for _ in chunks:
+        with user_code(workload, "eval_data"):
+            found = next(batches)
+        yield found
 
 
 def _fetch(workload: Workload, dataset: Any, indices: Iterator[torch.Tensor]) -> Iterator[Any]:
-    if isinstance(dataset, TensorDataset):
+    if isinstance(dataset, TensorDataset) and workload.collate is None:
         return (dataset[chunk] for chunk in indices)
     return iter(DataLoader(dataset, batch_sampler=_Lists(indices), collate_fn=workload.collate))
 

@@ -50,7 +50,7 @@ def build_module(workload: Workload, rank: Rank, seed: int) -> torch.nn.Module:
             f"workload {workload.name!r}: no parameter of the model requires a gradient",
             hint="unfreeze what is to be trained",
         )
-    return module.to(rank.device.torch_device)
+    return module.to(rank.device.torch_device).train()
 
 
 def build_optimizer(workload: Workload, module: torch.nn.Module, learning_rate: float) -> Any:
@@ -70,15 +70,18 @@ def build_optimizer(workload: Workload, module: torch.nn.Module, learning_rate: 
     return optimizer
 
 
-def loss_scales(workload: Workload, plan: BatchPlan, rank: Rank, batches: Sequence[Any]) -> list[float]:
+def loss_scales(
+    workload: Workload, plan: BatchPlan, rank: Rank, batches: Sequence[Any], synchronise: bool = True
+) -> list[float]:
     """Factor on each pass's mean loss: weight x workers / (total weight over ranks and accumulation).
 
     With DDP's average over ranks, every spread of one global batch then gives the same gradient.
+    Without `synchronise` the weights are numbers of examples: to sum others takes a collective.
 
     Raises:
         WorkloadError: weight() raises.
     """
-    if workload.weight is None:
+    if workload.weight is None or not synchronise:
         own = float(plan.micro_batches[rank.rank])
         return [own * plan.workers / plan.global_batch] * len(batches)
     with user_code(workload, "weight"):
@@ -112,8 +115,11 @@ def forward(workload: Workload, model: torch.nn.Module, batch: Any, device: torc
     """
     with user_code(workload, "loss"), autocast(workload, device):
         loss = workload.loss(model, batch)
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+    if not isinstance(loss, torch.Tensor) or loss.dim() or not loss.requires_grad:
+        found = repr(loss)
+        if isinstance(loss, torch.Tensor):
+            gradient = "" if loss.requires_grad else " without a gradient"
+            found = f"a tensor of shape {tuple(loss.shape)}{gradient}"
         raise BadInput(
             f"workload {workload.name!r}: loss() returned {found}",
             hint="loss(model, batch) returns the batch's mean loss: one number, with its gradient",
@@ -129,6 +135,7 @@ def evaluate(workload: Workload, module: torch.nn.Module, dataset: Any, rank: Ra
         BadInput: the metric is not a number.
     """
     total, weights = 0.0, 0.0
+    modes = [(child, child.training) for child in module.modules()]
     module.eval()
     with torch.no_grad(), autocast(workload, rank.device.torch_device):
         for host_batch in evaluation_batches(workload, dataset, batch):
@@ -138,7 +145,13 @@ def evaluate(workload: Workload, module: torch.nn.Module, dataset: Any, rank: Ra
             weight = _weight(workload, host_batch, batch)
             total += weight * _number(workload, value)
             weights += weight
-    module.train()
+    for child, mode in modes:
+        child.training = mode
+    if not weights > 0:
+        raise BadInput(
+            f"workload {workload.name!r}: weight() of the whole evaluation data is {weights:g}",
+            hint="weight(batch) returns the denominator of the mean, such as its number of tokens",
+        )
     mean = agree(rank, total / weights)
     return mean if math.isfinite(mean) else math.nan
 

@@ -18,11 +18,17 @@ class GradientNorms:
     sends it, and averaged over the ranks when the norms are read. On one rank it is the first pass's.
 
     Raises:
-        BadInput: one rank without accumulation has only one gradient, or the ranks' batches are unequal.
+        BadInput: one rank without accumulation has only one gradient, the ranks' batches are unequal, or
+            ZeRO hides the gradients.
     """
 
     def __init__(self, engine: TorchEngine) -> None:
         plan = engine.plan
+        if plan.zero_stage:
+            raise BadInput(
+                "the noise scale is not supported with ZeRO: no rank holds its own whole gradient",
+                hint="measure it with zero_stage: 0; it does not depend on the stage",
+            )
         if (plan.workers == 1 and plan.accumulation == 1) or not plan.is_equal:
             raise BadInput(
                 f"the noise scale needs two equal parts of a step; {plan.arithmetic()} has none",

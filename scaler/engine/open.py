@@ -1,5 +1,7 @@
 """Which engine a plan takes."""
 
+import torch
+
 from scaler.batch import BatchPlan
 from scaler.engine.engine import Engine
 from scaler.engine.torch_engine import TorchEngine
@@ -20,5 +22,8 @@ def open_engine(workload: Workload, plan: BatchPlan, rank: Rank, learning_rate: 
             f"the plan {plan.arithmetic()} ran on {rank.world_size} ranks", hint="ask for plan.workers ranks"
         )
     if plan.zero_stage:
-        return ZeroEngine(workload, plan, rank, learning_rate, seed)
-    return TorchEngine(workload, plan, rank, learning_rate, seed)
+        engine: Engine = ZeroEngine(workload, plan, rank, learning_rate, seed)
+    else:
+        engine = TorchEngine(workload, plan, rank, learning_rate, seed)
+    torch.manual_seed(seed + rank.rank)  # the same network everywhere, but dropout of its own
+    return engine

@@ -53,7 +53,7 @@ class TorchEngine:
         Without `synchronise` the gradients stay this rank's own: for memory probes, in which a rank that
         runs out must not leave its peers waiting in a collective.
         """
-        scales = loss_scales(self._workload, self.plan, self.rank, batches)
+        scales = loss_scales(self._workload, self.plan, self.rank, batches, synchronise)
         total = torch.zeros((), device=self._device)
         for number, (batch, scale) in enumerate(zip(batches, scales, strict=True)):
             with self._reduce(synchronise and number == len(batches) - 1):

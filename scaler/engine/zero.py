@@ -26,6 +26,11 @@ class ZeroEngine:
     def __init__(
         self, workload: Workload, plan: BatchPlan, rank: Rank, learning_rate: float, seed: int
     ) -> None:
+        if workload.precision == "fp16":
+            raise BadInput(
+                f"workload {workload.name!r}: fp16 is not supported with a ZeRO stage",
+                hint="use precision bf16, or zero_stage: 0",
+            )
         deepspeed = _import_deepspeed(rank)
         self.plan = plan
         self.rank = rank
@@ -90,5 +95,6 @@ def _config(plan: BatchPlan, parameters: int) -> dict[str, Any]:
             "allgather_bucket_size": bucket_elements,
         },
         "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 0.0,  # its default of 1.0 would train unlike the other engines
         "steps_per_print": 10**9,
     }

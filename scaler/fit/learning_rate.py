@@ -50,26 +50,31 @@ def rate_exponent(results: Iterable[BatchResult]) -> Estimate | None:
 
     The interval treats the grid's spacing as the error of each best rate, and is wide for it.
     """
-    found = [(r.global_batch, r.best_rate) for r in results if r.best_rate is not None]
+    found = [r for r in results if r.best_rate is not None]
     if len(found) < 3:
         return None
-    x, y = np.log(np.array(found, dtype=float)).T
-    line = stats.linregress(x, y)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(found) - 2) * line.stderr)
-    slope = float(line.slope)
+    x, y = np.log(np.array([(r.global_batch, r.best_rate) for r in found], dtype=float)).T
+    slope, intercept = (float(term) for term in np.polyfit(x, y, 1))
+    dof = len(found) - 2
+    scatter = float(((y - intercept - slope * x) ** 2).sum()) / dof
+    spacings = [math.log(r.rates[-1] / r.rates[0]) / (len(r.rates) - 1) for r in found if len(r.rates) > 1]
+    # The true best lies anywhere within half a spacing: a uniform error, of variance spacing^2 / 12.
+    grid = float(np.mean(np.square(spacings))) / 12 if spacings else 0.0
+    error = math.sqrt(max(scatter, grid) / float(((x - x.mean()) ** 2).sum()))
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, dof)) * error
     return Estimate(
         value=slope,
-        low=slope - half,
-        high=slope + half,
+        low=slope - half if spacings else None,
+        high=slope + half if spacings else None,
         samples=len(found),
-        method="least squares of log best rate on log batch; t",
+        method="least squares of log best rate on log batch, error at least the grid's; t",
     )
 
 
 def _result(batch: int, by_rate: dict[float, list[ConvergenceRecord]]) -> BatchResult:
     most = max(len(trials) for trials in by_rate.values())
     complete = {
-        rate: tuple(t.examples for t in trials)
+        rate: tuple(t.examples for t in sorted(trials, key=lambda t: t.seed))
         for rate, trials in by_rate.items()
         if len(trials) == most and all(t.reached for t in trials)
     }

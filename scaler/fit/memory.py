@@ -1,14 +1,16 @@
 """Peak device memory against the micro-batch."""
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 from scipy import stats
 
+from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
 from scaler.records import MemoryRecord
 from scaler.schema import Strict
-from scaler.stats import CONFIDENCE, Estimate
+from scaler.stats import CONFIDENCE, Estimate, Floats
 
 _METHOD = "max(floor, fixed + per_example x micro_batch), least squares"
 
@@ -24,11 +26,15 @@ class MemoryFit(Strict):
     per_example_bytes: float
     accumulating_bytes: float
     """Added when accumulating: gradients then live through the next forward pass."""
-    spread_bytes: float | None
-    """Half-width of the 90% interval of a peak; absent with fewer points than it needs."""
+    residual_bytes: float
+    degrees_of_freedom: int
+    line: tuple[int, float, float]
+    """Points on the line above the knee: how many, mean micro-batch, sum of squared distances from it."""
     largest_measured: int
     smallest_failed: int | None
-    """Smallest micro-batch that ran out of memory."""
+    """Smallest micro-batch that ran out of memory in one pass."""
+    smallest_failed_accumulating: int | None
+    """Smallest micro-batch that ran out of memory at all: it may fit in one pass."""
     capacity_bytes: int
     samples: int
 
@@ -36,13 +42,23 @@ class MemoryFit(Strict):
         """Predict the peak of a plan."""
         value = max(self.floor_bytes, self.fixed_bytes + self.per_example_bytes * micro_batch)
         value += self.accumulating_bytes if accumulation > 1 else 0.0
-        spread = self.spread_bytes
+        half = self._half_width_bytes(micro_batch)
         return Estimate(
             value=value,
-            low=None if spread is None else max(0.0, value - spread),
-            high=None if spread is None else value + spread,
+            low=None if half is None else max(0.0, value - half),
+            high=None if half is None else value + half,
             samples=self.samples,
             method=_METHOD,
+        )
+
+    def _half_width_bytes(self, micro_batch: int) -> float | None:
+        """Half-width of a new peak's 90% interval: it grows away from what was measured."""
+        points, centre, squares = self.line
+        if self.degrees_of_freedom < 1 or squares == 0:
+            return None
+        quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, self.degrees_of_freedom))
+        return (
+            quantile * self.residual_bytes * math.sqrt(1 + 1 / points + (micro_batch - centre) ** 2 / squares)
         )
 
     def max_micro_batch(self, cluster: Cluster, accumulation: int = 1) -> int:
@@ -50,7 +66,8 @@ class MemoryFit(Strict):
 
         Not more than 4 x the largest that was measured (farther is a guess), and less than any that failed.
         """
-        low, high = 0, min(4 * self.largest_measured + 1, self.smallest_failed or 2**62)
+        failed = self.smallest_failed_accumulating if accumulation > 1 else self.smallest_failed
+        low, high = 0, min(4 * self.largest_measured + 1, failed or 2**62)
         while high - low > 1:
             middle = (low + high) // 2
             fits = cluster.fits(self.peak_bytes(middle, accumulation).value, self.capacity_bytes)
@@ -76,12 +93,12 @@ def fit_memory(records: Iterable[MemoryRecord], capacity_bytes: int | None = Non
         single = {r.plan.micro_batch: float(r.peak_bytes or 0) for r in own if r.plan.accumulation == 1}
         several = {r.plan.micro_batch: float(r.peak_bytes or 0) for r in own if r.plan.accumulation > 1}
         failed = [
-            r.plan.micro_batch
+            r.plan
             for r in records
             if r.out_of_memory and (r.plan.zero_stage, r.plan.workers) == (stage, workers)
         ]
         if single and capacity:
-            fits[stage, workers] = _fit(single, several, min(failed, default=None), capacity)
+            fits[stage, workers] = _fit(single, several, failed, capacity)
     return fits
 
 
@@ -92,39 +109,43 @@ def memory_for(fits: MemoryFits, workers: int, zero_stage: int = 0) -> MemoryFit
 
 
 def _fit(
-    single: dict[int, float], several: dict[int, float], smallest_failed: int | None, capacity_bytes: int
+    single: dict[int, float], several: dict[int, float], failed: list[BatchPlan], capacity_bytes: int
 ) -> MemoryFit:
     micro = np.array(sorted(single), dtype=float)
     peak = np.array([single[int(m)] for m in micro])
-    floor, fixed, slope, residuals = _hinge(micro, peak)
-    shared = [several[m] - single[m] for m in several if m in single]
-    dof = len(micro) - 3
-    spread = None
-    if dof >= 1:
-        spread = float(stats.t.ppf(0.5 + CONFIDENCE / 2, dof) * np.sqrt((residuals**2).sum() / dof))
+    knee, floor, fixed, slope, residuals = _hinge(micro, peak)
+    shared = [peak_bytes - max(floor, fixed + slope * m) for m, peak_bytes in several.items()]
+    above = micro[knee:]
+    dof = max(0, len(micro) - 3)
     return MemoryFit(
         floor_bytes=floor,
         fixed_bytes=fixed,
         per_example_bytes=slope,
         accumulating_bytes=max(0.0, max(shared, default=0.0)),
-        spread_bytes=spread,
+        residual_bytes=float(np.sqrt((residuals**2).sum() / dof)) if dof else 0.0,
+        degrees_of_freedom=dof,
+        line=(len(above), float(above.mean()), float(((above - above.mean()) ** 2).sum())),
         largest_measured=int(micro[-1]),
-        smallest_failed=smallest_failed,
+        smallest_failed=min((p.micro_batch for p in failed if p.accumulation == 1), default=None),
+        smallest_failed_accumulating=min((p.micro_batch for p in failed), default=None),
         capacity_bytes=capacity_bytes,
         samples=len(single) + len(several),
     )
 
 
-def _hinge(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float, np.ndarray]:
-    """Fit max(floor, fixed + slope x): try every knee, keep the least squares."""
-    best: tuple[float, float, float, np.ndarray] | None = None
+def _hinge(x: Floats, y: Floats) -> tuple[int, float, float, float, Floats]:
+    """Fit max(floor, fixed + slope x): try every knee, keep the least squares.
+
+    Gives the first point above the knee, floor, fixed, slope and the residuals.
+    """
+    best: tuple[int, float, float, float, Floats] | None = None
     for knee in range(max(1, len(x) - 1)):
         slope, fixed = np.polyfit(x[knee:], y[knee:], 1) if len(x) > 1 else (0.0, y[0])
         slope = max(0.0, float(slope))
         fixed = float((y[knee:] - slope * x[knee:]).mean())
         floor = float(y[:knee].mean()) if knee else 0.0
         residuals = y - np.maximum(floor, fixed + slope * x)
-        if best is None or (residuals**2).sum() < (best[3] ** 2).sum() * 0.999:
-            best = (floor, fixed, slope, residuals)
+        if best is None or (residuals**2).sum() < (best[4] ** 2).sum() * 0.999:
+            best = (knee, floor, fixed, slope, residuals)
     assert best is not None
     return best

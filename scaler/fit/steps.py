@@ -23,6 +23,8 @@ class StepsFit(Strict):
     log_min_examples: float
     log_critical_batch: float
     covariance: tuple[tuple[float, float], tuple[float, float]]
+    bent: bool
+    """Whether the data reject both a constant and a proportional number of examples."""
     log_variance: float
     degrees_of_freedom: int
     samples: int
@@ -32,7 +34,7 @@ class StepsFit(Strict):
     @property
     def identifiable(self) -> bool:
         """Whether the curve has bent enough to tell the critical batch within a factor of ten."""
-        if self.degrees_of_freedom < 1:
+        if self.degrees_of_freedom < 1 or not self.bent:
             return False
         quantile = float(student.ppf(0.5 + CONFIDENCE / 2, self.degrees_of_freedom))
         return bool(quantile * np.sqrt(self.covariance[1][1]) < _IDENTIFIED)
@@ -72,10 +74,13 @@ def fit_steps(results: Iterable[BatchResult]) -> StepsFit | None:
     dof = len(logs) - 2
     variance = float((found.fun**2).sum() / dof) if dof > 0 else 0.0
     covariance = variance * np.linalg.pinv(found.jac.T @ found.jac)
+    straight = min(((y - y.mean()) ** 2).sum() for y in (logs, logs - np.log(batches)))
+    quantile = float(student.ppf(0.5 + CONFIDENCE / 2, dof)) if dof > 0 else 0.0
     return StepsFit(
         log_min_examples=float(found.x[0]),
         log_critical_batch=float(found.x[1]),
         covariance=(tuple(map(float, covariance[0])), tuple(map(float, covariance[1]))),
+        bent=bool(straight - (found.fun**2).sum() > quantile**2 * variance),
         log_variance=variance,
         degrees_of_freedom=max(dof, 0),
         samples=len(logs),

@@ -57,9 +57,10 @@ def ask_sizes(evidence: Evidence) -> WorkloadRecord:
     Raises:
         WorkloadError, BadInput: a function of the workload raises, or returns what it should not.
     """
-    records = evidence.ask("workload", [Task(probe_workload, WorkloadRequest())])
-    assert records and isinstance(records[0], WorkloadRecord)
-    return records[0]
+    for record in evidence.ask("workload", [Task(probe_workload, WorkloadRequest())]):
+        if isinstance(record, WorkloadRecord):
+            return record
+    raise BadInput("the budget ended before anything was measured", hint="give a longer --budget")
 
 
 def global_batches(workload: Workload, launch: LaunchConfig, sizes: WorkloadRecord) -> list[int]:
@@ -109,8 +110,10 @@ def measure_memory(
             continue
         if any(record.out_of_memory for record in measured):
             measured += _confirm_largest(ask, measured, launch.cluster)
-        # Gradients live through the next forward pass when accumulating.
-        measured += ask(max(1, min(_SMALLEST_MICRO_BATCH, largest // 2)), accumulation=2)
+        # Gradients live through the next forward pass when accumulating; large passes show it best.
+        fitting = [r.plan.micro_batch for r in measured if not r.out_of_memory]
+        twice = [size for size in fitting if 2 * size <= max(largest, 2)]
+        measured += _halve(partial(ask, accumulation=2), max(sorted(twice)[:-1], default=1))
         found += measured
     return fit_memory(found, launch.cluster.capacity_bytes())
 
@@ -131,6 +134,17 @@ def _climb(ask: Callable[[int], list[MemoryRecord]], largest: int) -> list[Memor
     down = bool(measured) and measured[0].out_of_memory
     while measured and measured[-1].out_of_memory == down and micro_batch != (1 if down else largest):
         micro_batch = micro_batch // 2 if down else min(2 * micro_batch, largest)
+        if not (more := ask(micro_batch)):
+            break
+        measured += more
+    return measured
+
+
+def _halve(ask: Callable[[int], list[MemoryRecord]], micro_batch: int) -> list[MemoryRecord]:
+    """Ask for a peak; while memory runs out, at half the micro-batch."""
+    measured = ask(micro_batch)
+    while measured and measured[-1].out_of_memory and micro_batch > 1:
+        micro_batch //= 2
         if not (more := ask(micro_batch)):
             break
         measured += more

@@ -57,7 +57,7 @@ class Task:
 class Failure:
     """Why a task gave no record."""
 
-    kind: Literal["workload", "out_of_memory", "fault", "peer"]
+    kind: Literal["workload", "cluster", "out_of_memory", "fault", "peer"]
     message: str
     hint: str = ""
     trace: str = ""
@@ -66,6 +66,8 @@ class Failure:
         """Make the error that ends a run because of this failure."""
         if self.kind == "workload":
             return WorkloadError(self.message, self.hint)
+        if self.kind == "cluster":
+            return ClusterFailed(self.message, self.hint)
         if self.kind == "peer":
             return ClusterFailed(
                 f"the ranks of {task.key} lost each other: {self.message}",

@@ -1,4 +1,4 @@
-"""`scaler tune` as a user runs it: a file of their own, a real Ray cluster, an interruption, a continuation."""
+"""`scaler tune` as a user runs it: their own file, a real Ray cluster, an interruption, a continuation."""
 
 import json
 import os

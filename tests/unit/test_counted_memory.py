@@ -157,6 +157,17 @@ def test_what_backward_keeps_is_counted_until_it_is_used():
     assert counted.peak_bytes >= built + held
 
 
+def test_sparse_gradients_are_counted():
+    with CountedMemory() as counted:
+        table = nn.Embedding(1000, 16, sparse=True)
+        built = counted.live_bytes
+        table(torch.tensor([3, 5])).sum().backward()
+        held = counted.live_bytes - built
+        assert table.weight.grad.layout == torch.sparse_coo
+        assert 2 * 16 * 4 <= held < built / 4  # two rows, not the whole table
+        torch.optim.SGD(table.parameters(), lr=0.1).step()
+
+
 def test_without_a_graph_nothing_is_kept():
     x = torch.randn(100, 100)
     with CountedMemory() as counted, torch.no_grad():

@@ -61,7 +61,17 @@ NOISE = NoiseRecord(
 CONVERGENCE = ConvergenceRecord(**SEEN, plan=UNEVEN, **TRAINED)
 CONFIRMATION = ConfirmationRecord(**SEEN, plan=UNEVEN, **TRAINED, step_times_s=(0.5, 0.25))
 WORKLOAD = WorkloadRecord(
-    **SEEN, train_examples=1437, eval_examples=360, parameters=9_000, batch_statistics=("net.norm",)
+    name="net",
+    reference_global_batch=32,
+    reference_learning_rate=0.1,
+    reference_warmup_examples=0,
+    target_value=0.9,
+    target_direction="max",
+    **SEEN,
+    train_examples=1437,
+    eval_examples=360,
+    parameters=9_000,
+    batch_statistics=("net.norm",),
 )
 ALL = [WORKLOAD, MEMORY, OUT_OF_MEMORY, THROUGHPUT, NOISE, CONVERGENCE, CONFIRMATION]
 

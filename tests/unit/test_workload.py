@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -346,8 +347,11 @@ def test_a_workload_without_an_address_travels_by_value():
     assert pickle.loads(pickle.dumps(sent)) == sent
 
 
-def test_the_address_does_not_tell_workloads_apart():
-    assert workload(address="a.py:x") == workload(address="b.py:y")
+def test_a_changed_copy_of_a_loaded_workload_travels_by_value(tmp_path):
+    (tmp_path / "mine.py").write_text(SOURCE, encoding="utf-8")
+    loaded = load_workload(f"{tmp_path / 'mine.py'}:workload")
+    assert loaded.address is not None
+    assert dataclasses.replace(loaded, precision="bf16").address is None
 
 
 # The user's code

@@ -9,6 +9,7 @@ import numpy as np
 from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
 from scaler.records import (
+    CONFIRMING_SEED,
     ConfirmationRecord,
     ConvergenceRecord,
     Environment,
@@ -167,7 +168,7 @@ def confirmation(
     examples: int,
     step_times_s: Sequence[float],
     reached: bool = True,
-    seed: int = 1_000_000,
+    seed: int = CONFIRMING_SEED,
 ) -> ConfirmationRecord:
     """`step_times_s` are those of the steps to the target; the confirming evaluation takes two more."""
     run = trial(plan.global_batch, rate, seed, examples, reached).model_dump()

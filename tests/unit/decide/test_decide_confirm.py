@@ -3,6 +3,7 @@ from decide_records import MIB, Study, cluster_of, confirmation
 
 from scaler.batch import BatchPlan
 from scaler.decide.decide import decide, with_confirmation
+from scaler.records import CONFIRMING_SEED
 
 STUDY = Study()
 RECORDS = STUDY.records()
@@ -74,13 +75,29 @@ def test_a_run_shorter_than_the_warm_up_is_compared_by_all_it_has():
     assert rows(found)["step_time_s"].observed == 0.5
 
 
+def held_out(record, **changes):
+    return record.model_copy(update={"seed": CONFIRMING_SEED} | changes)
+
+
 def test_the_peak_of_the_plan_is_compared():
     peak = STUDY.peak(PLAN)
-    compared = rows(confirm(run(), peak))
+    compared = rows(confirm(run(), held_out(peak)))
     assert compared["peak_memory_bytes"].observed == peak.peak_bytes
     assert compared["peak_memory_bytes"].inside
-    grown = peak.model_copy(update={"peak_bytes": 200 * MIB})
-    assert rows(confirm(run(), peak, grown))["peak_memory_bytes"].inside is False
+    grown = held_out(peak, peak_bytes=200 * MIB)
+    assert rows(confirm(run(), held_out(peak), grown))["peak_memory_bytes"].inside is False
+
+
+def test_a_peak_that_was_fitted_confirms_nothing():
+    assert "peak_memory_bytes" not in rows(confirm(run(), STUDY.peak(PLAN)))
+
+
+def test_no_fit_sees_what_is_held_out():
+    slow = STUDY.run(PLAN, wobble=50.0)
+    far = STUDY.trials(batches=(PLAN.global_batch,))[2].model_copy(update={"examples": 10**9})
+    grown = STUDY.peak(PLAN).model_copy(update={"peak_bytes": 200 * MIB})
+    records = [*RECORDS, *(held_out(record) for record in (slow, far, grown))]
+    assert decide(records, cluster_of()).answers == CONFIG.answers
 
 
 def test_where_nothing_was_predicted_nothing_is_called_inside():

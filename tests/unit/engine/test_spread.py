@@ -1,5 +1,6 @@
 """Every spread of one global batch is one and the same optimizer step."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_a_step_follows_the_gradient_of_the_whole_batch(name):
     found = train(workload, plan, alone())["parameters"]
     net = workload.model()
     batches = rank_steps(workload, load_train_data(workload, 64), BatchPlan.equal(64, 1, 1), 0, seed=11)
-    for before, after in zip(found[:-1], found[1:], strict=True):
+    for before, after in itertools.pairwise(found):
         nn.utils.vector_to_parameters(before, net.parameters())
         x, y, counts = next(batches)[0]
         error = (net(x).squeeze(2) - y) ** 2

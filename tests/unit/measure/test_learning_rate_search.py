@@ -1,5 +1,6 @@
 """The search for learning rates, with real trials of the tiny workload."""
 
+import itertools
 import math
 
 import pytest
@@ -72,7 +73,7 @@ def test_the_grid_is_extended_while_the_best_lies_at_its_edge(search, rate, side
     result = search(plans(8), reference=Reference(8, rate), target=target)
     rates = result.rates(8)
     assert len(rates) > 3
-    ways = [math.log(later / earlier) for earlier, later in zip(rates[2:], rates[3:], strict=False)]
+    ways = [math.log(later / earlier) for earlier, later in itertools.pairwise(rates[2:])]
     if side > 0:  # each extension goes on by one more factor of 3
         assert ways == pytest.approx([math.log(3)] * len(ways), rel=1e-2)
     else:

@@ -18,7 +18,6 @@ from scaler.measure.stages import (
     measure_memory,
     measure_noise,
     measure_throughput,
-    memory_fits,
     trial_plan,
 )
 from scaler.probe.memory import MemoryRequest, probe_memory
@@ -121,7 +120,9 @@ def test_with_memory_to_spare_the_climb_ends_at_the_largest_batch(study):
     single = [m for m, accumulation, _ in here.peaks() if accumulation == 1]
     assert single == [8, 16, 32, 64, 128, 256, 512, 1024]
     assert not any(out for _, _, out in here.peaks())
-    assert (8, 2, False) in here.peaks()  # what accumulating adds
+    passes = [m for m, accumulation, _ in here.peaks() if accumulation == 2]
+    assert passes  # what accumulating adds, beside the same micro-batch in one pass
+    assert set(passes) <= set(single)
 
 
 @pytest.mark.parametrize("kib", [96, 200, 333, 1000])
@@ -134,7 +135,7 @@ def test_the_climb_finds_the_largest_micro_batch_that_fits(study, kib):
         low, high = (middle, high) if here.fits_device(BatchPlan.equal(middle, 1, 1)) else (low, middle)
     found = max(m for m, _, out in here.peaks() if not out)
     assert 0.9 * low - 1 <= found <= low
-    predicted = fits[0, 1].max_micro_batch(here.launch.cluster)
+    predicted = min(1024, fits[0, 1].max_micro_batch(here.launch.cluster))
     assert 0.9 * low - 1 <= predicted <= 1.05 * low  # the margin, 0 here, covers an error of 5%
     assert fits[0, 1].capacity_bytes == kib * KIB
 
@@ -188,7 +189,6 @@ def test_memory_asked_again_is_answered_from_the_run(study):
     asked = len(here.runtime.tasks)
     assert here.memory() == fits
     assert len(here.runtime.tasks) == asked
-    assert memory_fits(here.evidence, here.launch.cluster) == fits
 
 
 # Step times and noise
@@ -225,8 +225,9 @@ def test_noise_is_measured_at_the_reference_in_two_passes(study):
 
 
 def test_noise_is_not_measured_where_a_loss_scale_would_be_in_it(study):
-    here = study(precision="fp16")
-    measure_noise(here.evidence, here.workload, memory_fits(here.evidence, here.launch.cluster), 1)
+    fits = study().memory()
+    here = study(precision="fp16", folder="half")
+    measure_noise(here.evidence, here.workload, fits, 1)
     assert here.runtime.tasks == []
 
 

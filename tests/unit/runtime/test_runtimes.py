@@ -110,7 +110,13 @@ class SelfAware(nn.Module):
         return self.linear(x)
 
 
-@pytest.mark.parametrize("model", [lambda: nn.Linear(4, 1), SelfAware])
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [
+        ("cpu", lambda: nn.Linear(4, 1)),
+        ("cuda", SelfAware),  # where what stays would be in the next peak, a circle has to go too
+    ],
+)
 @pytest.mark.parametrize(
     ("probe", "request_"),
     [
@@ -121,8 +127,9 @@ class SelfAware(nn.Module):
         (probe_convergence, ConvergenceRequest(PLAN, 0.01, 0, 64, 0)),
     ],
 )
-def test_nothing_of_a_probe_that_answered_stays_in_memory(rank, tiny, probe, request_, model):
+def test_nothing_of_a_probe_that_answered_stays_in_memory(tiny, probe, request_, kind, model):
     alive = []
+    rank = Rank(0, 1, Device(kind, None))  # on the CPU, whatever it is called
 
     def build():
         net = model()
