@@ -29,7 +29,7 @@ def test_the_readmes_import_works() -> None:
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"^\$ scaler (.+?)(?:\s+#.*)?$", README, re.M))))
-def test_the_readmes_commands_are_known(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     called: list[str] = []
     for name in ("_tune", "_recommend", "_report"):
