@@ -36,8 +36,8 @@ class GradientNorms:
             )
         self.small_batch = plan.global_batch / (plan.workers if plan.workers > 1 else plan.accumulation)
         self._engine = engine
-        self._small: list[torch.Tensor] = []
-        self._big: list[torch.Tensor] = []
+        self._small: list[list[torch.Tensor]] = []  # parts of every step, summed when they are read
+        self._big: list[list[torch.Tensor]] = []
         self._small_parts: list[torch.Tensor] = []
         self._big_parts: list[torch.Tensor] = []
         engine.observer = self
@@ -53,13 +53,15 @@ class GradientNorms:
         """Close the step: its parts make up both norms."""
         if self._engine.rank.group is None:
             self._big_parts.append(self._squared_norm())
-        for parts, norms in ((self._small_parts, self._small), (self._big_parts, self._big)):
-            norms.append(torch.stack(parts).sum())
-            parts.clear()
+        self._small.append(self._small_parts)
+        self._big.append(self._big_parts)
+        self._small_parts, self._big_parts = [], []
 
     def squared_norms(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Give (|G_small|^2, |G_big|^2) of every step so far; one all-reduce averages the small ones."""
-        small, big = torch.stack(self._small), torch.stack(self._big)
+        small, big = (
+            torch.stack([torch.stack(p).sum() for p in steps]) for steps in (self._small, self._big)
+        )
         if self._engine.rank.group is not None:
             dist.all_reduce(small, group=self._engine.rank.group)
             small /= self._engine.plan.workers
@@ -83,7 +85,7 @@ class GradientNorms:
             self._big_parts.append(_square(mean))
             return mean
 
-        reduction = dist.all_reduce(gradient.div_(group.size()), group=group, async_op=True)
+        reduction = group.allreduce([gradient.div_(self._engine.plan.workers)])
         result: torch.futures.Future[torch.Tensor] = reduction.get_future().then(reduced)
         return result
 
