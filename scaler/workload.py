@@ -167,7 +167,7 @@ def _load(address: str) -> Workload:
             hint=f"its workloads are {', '.join(names) or 'none'}",
         )
     if callable(found) and not isinstance(found, Workload):
-        found = _call(found, address)
+        found = _guard(found, address)
     if not isinstance(found, Workload):
         raise BadInput(
             f"{address} is {type(found).__name__}, not a Workload",
@@ -177,22 +177,10 @@ def _load(address: str) -> Workload:
     return found
 
 
-def _call(factory: Callable[[], Any], address: str) -> Any:
-    try:
-        return factory()
-    except ScalerError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise BadInput(
-            f"{address} raised {type(error).__name__}: {error}",
-            hint="the name after the colon is a Workload, or a function without arguments that returns one",
-        ) from error
-
-
 def _import_module(name: str) -> Any:
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` does: the user's package lies in the current folder
-    return _guard(lambda: importlib.import_module(name), name)
+    return _guard(lambda: importlib.import_module(name), f"importing {name}")
 
 
 def _import_file(path: Path) -> Any:
@@ -212,19 +200,21 @@ def _import_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     loader = spec.loader
-    _guard(lambda: loader.exec_module(module), str(path))
+    _guard(lambda: loader.exec_module(module), f"importing {path}")
     return module
 
 
 def _guard(load: Callable[[], Any], what: str) -> Any:
+    """Run the user's module or factory; SystemExit too must not end the command line without a word."""
     try:
         return load()
     except ScalerError:
         raise
     except (Exception, SystemExit) as error:
         raise BadInput(
-            f"importing {what} raised {type(error).__name__}: {error}\n  at {_user_line(error)}",
-            hint="`python -c 'import ...'` in this folder shows the whole traceback",
+            f"{what} raised {type(error).__name__}: {error}\n  at {_user_line(error)}",
+            hint="import it in a Python session for the traceback; after the colon comes a Workload, or a "
+            "function without arguments that returns one",
         ) from error
 
 
