@@ -37,7 +37,8 @@ def workload_record(records: Sequence[Record]) -> WorkloadRecord:
 
 def fit_all(records: Sequence[Record], cluster: Cluster) -> Fits:
     """Fit everything that the records hold evidence for."""
-    records = [record for record in records if not record.held_out]
+    # In the order of questions, not of answers: the same evidence then gives the same numbers to the bit.
+    records = sorted((record for record in records if not record.held_out), key=lambda record: record.task)
     batches = batch_results(r for r in records if isinstance(r, ConvergenceRecord))
     return Fits(
         memory=fit_memory((r for r in records if isinstance(r, MemoryRecord)), cluster.capacity_bytes()),

@@ -1,6 +1,7 @@
 """Evidence: asks each question once, records the answer when it is taken, and stops at the budget."""
 
 import dataclasses
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,14 +25,20 @@ class Evidence:
         self.records = run.records()
         self._runtime = runtime
         self._run = run
-        self._deadline = time.monotonic() + budget_s if budget_s is not None else float("inf")
+        self._started = time.monotonic()
+        self._budget_s = budget_s if budget_s is not None else math.inf
         self._progress = progress
         self._phases: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         self._answers = {r.task: r for r in self.records if not _cut_short(r)}
 
     def out_of_budget(self) -> bool:
         """Whether the budget for measuring is spent."""
-        return time.monotonic() >= self._deadline
+        return self.share_spent() >= 1
+
+    def share_spent(self) -> float:
+        """How much of the budget is spent; 0 without one."""
+        spent_s = time.monotonic() - self._started
+        return spent_s / self._budget_s if self._budget_s > 0 else math.inf
 
     def ask(self, phase: str, tasks: Sequence[Task], expected: int = 0) -> list[Record]:
         """Give the tasks' records, in their order; those that the budget did not reach are left out.
@@ -67,7 +74,7 @@ class Evidence:
             if self.out_of_budget():
                 return
             if isinstance(task.request, ConvergenceRequest):
-                left_s = self._deadline - time.monotonic()
+                left_s = self._started + self._budget_s - time.monotonic()
                 request = dataclasses.replace(task.request, time_limit_s=left_s)
                 task = dataclasses.replace(task, request=request)
             yield task

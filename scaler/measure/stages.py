@@ -30,6 +30,8 @@ _STEPS_PER_RUN = 30
 _LAUNCHES = 2  # fresh runs of a plan differ by more than steps within one
 _NOISE_STEPS = 100
 _TIMED_BATCHES = 4
+_TIMED_COUNTS = 4
+_TIMING_SHARE = 0.3  # of the budget, memory included
 
 T = TypeVar("T")
 
@@ -178,27 +180,28 @@ def _too_big(cluster: Cluster, sizes: WorkloadRecord, record: MemoryRecord) -> N
 def measure_throughput(
     evidence: Evidence, launch: LaunchConfig, fits: MemoryFits, counts: Sequence[int], batches: Sequence[int]
 ) -> None:
-    """Time fresh launches of plans that may be chosen, one at a time: neighbours would share the host."""
-    timed = _spaced(counts, _TIMED_BATCHES)
-    tasks = []
+    """Time fresh launches of plans that may be chosen, one at a time: neighbours would share the host.
+
+    Small batches first; once two sizes are timed on every worker count, the rest may take only a share of
+    the budget: the trials need most of it.
+    """
+    timed = _spaced(counts, _TIMED_COUNTS)
+    asked = []
     for workers in timed:
-        plans = [
-            launch.plan if launch.plan is not None and launch.plan.workers == workers else plan
-            for batch in batches
-            if (plan := feasible_plan(batch, workers, fits, launch.cluster, launch.zero_stage)) is not None
-        ]
-        for plan in _spaced(plans, _TIMED_BATCHES):
-            tasks += [
-                Task(
-                    probe_throughput,
-                    ThroughputRequest(plan, _STEPS_PER_RUN, seed=seed),
-                    workers,
-                    whole_group=plan.zero_stage > 0,
-                )
-                for seed in range(_LAUNCHES)
-            ]
-    for task in tasks:
-        evidence.ask("throughput", [task], expected=len(tasks))
+        plans = [feasible_plan(b, workers, fits, launch.cluster, launch.zero_stage) for b in batches]
+        if launch.plan is not None and launch.plan.workers == workers:
+            plans = [launch.plan]
+        for order, plan in enumerate(_spaced([plan for plan in plans if plan is not None], _TIMED_BATCHES)):
+            asked += [(launched, order, workers, plan) for launched in range(_LAUNCHES)]
+    # A sharded engine's worker count needs a worker group of its own: one count after the other then.
+    sharded = launch.zero_stage > 0
+    asked.sort(key=lambda item: (item[2], *item[:2]) if sharded else item[:3])
+    for number, (launched, _, workers, plan) in enumerate(asked):
+        if number >= 2 * len(timed) and not sharded and evidence.share_spent() > _TIMING_SHARE:
+            break
+        request = ThroughputRequest(plan, _STEPS_PER_RUN, seed=launched)
+        task = Task(probe_throughput, request, workers, whole_group=plan.zero_stage > 0)
+        evidence.ask("throughput", [task], expected=len(asked))
 
 
 def measure_noise(evidence: Evidence, workload: Workload, fits: MemoryFits, workers: int) -> None:
