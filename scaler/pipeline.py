@@ -5,7 +5,6 @@ from pathlib import Path
 from scaler.cluster import Cluster
 from scaler.decide.config import BatchConfig
 from scaler.decide.decide import decide, with_confirmation
-from scaler.decide.fits import workload_record
 from scaler.errors import BadInput, Interrupted, ScalerError
 from scaler.launch import LaunchConfig
 from scaler.measure.evidence import Evidence, Progress
@@ -129,9 +128,8 @@ def _decide(run: RunFolder, cluster: Cluster, launch: LaunchConfig) -> BatchConf
 
 def _write(run: RunFolder, config: BatchConfig) -> None:
     records = run.records()
-    sizes = workload_record(records)
     write_atomically(run.batch_config, config.to_yaml())
-    write_atomically(run.report, render(config, records, (sizes.target_value, sizes.target_direction)))
+    write_atomically(run.report, render(config, records))
 
 
 def _interrupted(run: RunFolder, launch: LaunchConfig) -> Interrupted:

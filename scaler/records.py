@@ -15,6 +15,9 @@ from scaler.schema import Strict
 CONFIRMING_SEED = 1_000_000
 """Seed of the confirming observations: predictions are held against them, so no fit may see them."""
 
+WARMUP_STEPS = 5
+"""First steps of a run whose times are not used."""
+
 Stop = Literal["reached", "limit", "diverged", "deadline"]
 
 

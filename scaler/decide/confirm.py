@@ -3,16 +3,14 @@
 import numpy as np
 
 from scaler.decide.config import Answer, Comparison, Confirmation
-from scaler.records import ConfirmationRecord, MemoryRecord
+from scaler.records import WARMUP_STEPS, ConfirmationRecord, MemoryRecord
 from scaler.stats import Estimate
-
-_WARMUP_STEPS = 5
 
 
 def compare(answer: Answer, record: ConfirmationRecord, memory: MemoryRecord | None) -> Confirmation:
     """Hold the answer's predictions against one confirming run."""
     used = record.step_times_s[: record.steps]
-    settled = used[_WARMUP_STEPS:] or used
+    settled = used[WARMUP_STEPS:] or used
     step_time_s = float(np.median(settled))
     rows = [_row("step_time_s", answer.step_time_s, step_time_s)]
     if record.reached:

@@ -5,12 +5,13 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from scaler.probe.convergence import ConvergenceRequest
 from scaler.probe.memory import MemoryRequest, out_of_memory_record
 from scaler.records import ConvergenceRecord, Record
 from scaler.runs import RunFolder
-from scaler.runtime.protocol import Outcome, Runtime, Task
+from scaler.runtime.protocol import Outcome, Probe, Runtime, Task
 
 Progress = Callable[[str, int, int], None]
 """(phase, tasks done, tasks in all)"""
@@ -78,6 +79,12 @@ class Evidence:
                 request = dataclasses.replace(task.request, time_limit_s=left_s)
                 task = dataclasses.replace(task, request=request)
             yield task
+
+
+def plan_task(probe: Probe, request: Any) -> Task:
+    """Make the task of a request that holds a plan: on its workers, a whole group where it shards."""
+    plan = request.plan
+    return Task(probe, request, plan.workers, whole_group=plan.zero_stage > 0)
 
 
 def _record(outcome: Outcome) -> Record:

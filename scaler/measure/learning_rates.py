@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from scaler.batch import BatchPlan
 from scaler.fit.learning_rate import BatchResult, batch_results
-from scaler.measure.evidence import Evidence
+from scaler.measure.evidence import Evidence, plan_task
 from scaler.probe.convergence import ConvergenceRequest, probe_convergence
 from scaler.records import ConvergenceRecord, WorkloadRecord
-from scaler.runtime.protocol import Task
 from scaler.workload import Workload
 
 _EPOCHS = 100  # a trial's default limit
@@ -50,7 +49,7 @@ class _Search:
 
     def _try(self, plan: BatchPlan, rates: Sequence[float], limit: float) -> list[ConvergenceRecord]:
         tasks = [
-            Task(
+            plan_task(
                 probe_convergence,
                 ConvergenceRequest(
                     plan=plan,
@@ -59,8 +58,6 @@ class _Search:
                     max_examples=math.ceil(limit),
                     seed=seed,
                 ),
-                plan.workers,
-                whole_group=plan.zero_stage > 0,
             )
             for rate in rates
             for seed in range(self._seeds)

@@ -12,7 +12,7 @@ from scaler.decide.plans import feasible_plan
 from scaler.errors import BadInput, NothingFeasible
 from scaler.fit.memory import MemoryFits, fit_memory, memory_for
 from scaler.launch import LaunchConfig
-from scaler.measure.evidence import Evidence
+from scaler.measure.evidence import Evidence, plan_task
 from scaler.measure.learning_rates import search_learning_rates, trial_limit
 from scaler.probe.convergence import ConvergenceRequest, probe_confirmation
 from scaler.probe.memory import MemoryRequest, probe_memory
@@ -111,11 +111,12 @@ def measure_memory(
                 raise _too_big(launch.cluster, sizes, measured[-1])
             continue
         if any(record.out_of_memory for record in measured):
-            measured += _confirm_largest(ask, measured, launch.cluster)
+            (fit,) = fit_memory(measured, launch.cluster.capacity_bytes()).values()
+            measured += _shrink(ask, fit.max_micro_batch(launch.cluster), _SHRINK)
         # Gradients live through the next forward pass when accumulating; large passes show it best.
         fitting = [r.plan.micro_batch for r in measured if not r.out_of_memory]
         twice = [size for size in fitting if 2 * size <= max(largest, 2)]
-        measured += _halve(partial(ask, accumulation=2), max(sorted(twice)[:-1], default=1))
+        measured += _shrink(partial(ask, accumulation=2), max(sorted(twice)[:-1], default=1), 0.5)
         found += measured
     return fit_memory(found, launch.cluster.capacity_bytes())
 
@@ -125,7 +126,7 @@ def _ask_peak(
 ) -> list[MemoryRecord]:
     """Ask for one peak: its record, or none where the budget is spent."""
     plan = BatchPlan.equal(micro_batch, accumulation, workers, zero_stage)
-    task = Task(probe_memory, MemoryRequest(plan), workers, whole_group=zero_stage > 0)
+    task = plan_task(probe_memory, MemoryRequest(plan))
     return [record for record in evidence.ask("memory", [task]) if isinstance(record, MemoryRecord)]
 
 
@@ -142,30 +143,15 @@ def _climb(ask: Callable[[int], list[MemoryRecord]], largest: int) -> list[Memor
     return measured
 
 
-def _halve(ask: Callable[[int], list[MemoryRecord]], micro_batch: int) -> list[MemoryRecord]:
-    """Ask for a peak; while memory runs out, at half the micro-batch."""
-    measured = ask(micro_batch)
-    while measured and measured[-1].out_of_memory and micro_batch > 1:
-        micro_batch //= 2
+def _shrink(ask: Callable[[int], list[MemoryRecord]], micro_batch: int, factor: float) -> list[MemoryRecord]:
+    """Ask for a peak; while memory runs out, at `factor` of the micro-batch."""
+    measured: list[MemoryRecord] = []
+    while micro_batch >= 1 and (not measured or measured[-1].out_of_memory):
         if not (more := ask(micro_batch)):
             break
         measured += more
+        micro_batch = int(micro_batch * factor)
     return measured
-
-
-def _confirm_largest(
-    ask: Callable[[int], list[MemoryRecord]], measured: Sequence[MemoryRecord], cluster: Cluster
-) -> list[MemoryRecord]:
-    """Try the micro-batch that is predicted to be the largest; where it fails, smaller ones."""
-    (fit,) = fit_memory(measured, cluster.capacity_bytes()).values()
-    micro_batch = fit.max_micro_batch(cluster)
-    tried: list[MemoryRecord] = []
-    while micro_batch >= 1 and (not tried or tried[-1].out_of_memory):
-        if not (more := ask(micro_batch)):
-            break
-        tried += more
-        micro_batch = int(micro_batch * _SHRINK)
-    return tried
 
 
 def _too_big(cluster: Cluster, sizes: WorkloadRecord, record: MemoryRecord) -> NothingFeasible:
@@ -196,12 +182,11 @@ def measure_throughput(
     # A sharded engine's worker count needs a worker group of its own: one count after the other then.
     sharded = launch.zero_stage > 0
     asked.sort(key=lambda item: (item[2], *item[:2]) if sharded else item[:3])
-    for number, (launched, _, workers, plan) in enumerate(asked):
+    for number, (launched, _, _, plan) in enumerate(asked):
         if number >= 2 * len(timed) and not sharded and evidence.share_spent() > _TIMING_SHARE:
             break
         request = ThroughputRequest(plan, _STEPS_PER_RUN, seed=launched)
-        task = Task(probe_throughput, request, workers, whole_group=plan.zero_stage > 0)
-        evidence.ask("throughput", [task], expected=len(asked))
+        evidence.ask("throughput", [plan_task(probe_throughput, request)], expected=len(asked))
 
 
 def measure_noise(evidence: Evidence, workload: Workload, fits: MemoryFits, workers: int) -> None:
@@ -214,7 +199,7 @@ def measure_noise(evidence: Evidence, workload: Workload, fits: MemoryFits, work
     if micro_batch >= 1:
         plan = BatchPlan.equal(micro_batch, accumulation, workers)
         request = NoiseRequest(plan, workload.reference.learning_rate, _NOISE_STEPS)
-        evidence.ask("noise", [Task(probe_noise, request, workers)])
+        evidence.ask("noise", [plan_task(probe_noise, request)])
 
 
 def trial_plan(
@@ -240,7 +225,6 @@ def confirm(evidence: Evidence, workload: Workload, answer: Answer) -> None:
     if answer.bound_by == "no evidence":
         return
     plan = answer.plan
-    sharded = plan.zero_stage > 0
     limit = trial_limit(workload, workload_record(evidence.records))
     request = ConvergenceRequest(
         plan, answer.learning_rate, answer.warmup_examples, limit, seed=CONFIRMING_SEED
@@ -249,7 +233,7 @@ def confirm(evidence: Evidence, workload: Workload, answer: Answer) -> None:
         (probe_memory, MemoryRequest(plan, seed=CONFIRMING_SEED)),
         (probe_confirmation, request),
     ):
-        evidence.ask("confirmation", [Task(probe, asked, plan.workers, whole_group=sharded)], expected=2)
+        evidence.ask("confirmation", [plan_task(probe, asked)], expected=2)
 
 
 def _spaced(items: Sequence[T], most: int) -> list[T]:

@@ -8,11 +8,10 @@ from scaler.engine.data import load_train_data, rank_steps
 from scaler.engine.engine import agree
 from scaler.engine.open import open_engine
 from scaler.probe.observation import observation
-from scaler.records import ThroughputRecord
+from scaler.records import WARMUP_STEPS, ThroughputRecord
 from scaler.runtime.protocol import Rank
 from scaler.workload import Workload
 
-WARMUP_STEPS = 5
 _LEAST_STEPS = 10
 _RUN_S = 3.0  # a run of slow steps is cut to about this long, but not below ten steps
 

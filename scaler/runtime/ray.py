@@ -20,13 +20,11 @@ class RayRuntime:
         subject: Any,
         address: str | None = None,
         env: dict[str, str] | None = None,
-        storage_path: str | None = None,
     ) -> None:
         self.workers = cluster.max_workers
         self._cluster = cluster
         self._subject = subject
         self._connection = ray_cluster(cluster, address, env or {})
-        self._storage_path = storage_path
         self._exit = contextlib.ExitStack()
         self._group: Any = None
         self._sent = 0
@@ -77,7 +75,7 @@ class RayRuntime:
         from scaler.runtime.worker_group import WorkerGroup
 
         workers = task.workers if task.whole_group else self.workers
-        path = self._storage_path or self._exit.enter_context(tempfile.TemporaryDirectory(prefix="scaler-"))
+        path = self._exit.enter_context(tempfile.TemporaryDirectory(prefix="scaler-"))
         self._group = WorkerGroup(self._cluster, workers, self._subject, path)
 
     def __enter__(self) -> Self:
