@@ -7,6 +7,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,9 @@ EXIT_CODES = """exit codes:
   3  no batch configuration is feasible
   4  interrupted; a usable partial answer is in the run folder
   5  the cluster failed; --resume continues"""
+
+
+_WORKLOAD_HELP = "digits, mnist, chars, gpt2, resnet50, file.py:name or package.module:name"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=lambda options: _no_command(parser, options))
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
     _add_tune(commands)
+    _add_plan(commands)
     _add_recommend(commands)
     _add_report(commands)
     return parser
@@ -85,10 +90,9 @@ def _add_tune(commands: Any) -> None:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    tune.add_argument(
-        "workload", metavar="WORKLOAD", help="digits, mnist, chars, file.py:name or package.module:name"
-    )
+    tune.add_argument("workload", metavar="WORKLOAD", help=_WORKLOAD_HELP)
     tune.add_argument("--cluster", required=True, metavar="FILE", help="cluster description (cluster/*.yaml)")
+    _add_memory_limits(tune)
     tune.add_argument("--out", default="RUN", metavar="RUN", help="run folder (default: RUN)")
     again = tune.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue the run in the out folder")
@@ -102,12 +106,44 @@ def _add_tune(commands: Any) -> None:
     tune.set_defaults(run=_tune)
 
 
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="what fits in memory, for every ZeRO stage; no GPU needed",
+        allow_abbrev=False,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan.add_argument("workload", metavar="WORKLOAD", help=_WORKLOAD_HELP)
+    plan.add_argument(
+        "--cluster", required=True, metavar="FILE", help="cluster description (cluster/hardware/*.yaml)"
+    )
+    _add_memory_limits(plan)
+    plan.add_argument(
+        "--micro-batch", type=int, nargs="+", default=[], metavar="B", help="ask for the peak at B instead"
+    )
+    plan.add_argument("--accumulate", action="store_true", help="several passes per optimizer step")
+    plan.add_argument(
+        "--offload-optimizer", action="store_true", help="with ZeRO, optimizer state in the host's memory"
+    )
+    plan.add_argument("--json", action="store_true", help="print the plans as JSON")
+    plan.set_defaults(run=_plan)
+
+
+def _add_memory_limits(parser: argparse.ArgumentParser) -> None:
+    limits = parser.add_argument_group("device memory, in place of the cluster file's")
+    limits.add_argument("--device-memory", metavar="SIZE", help="memory of one device, such as 24GiB")
+    limits.add_argument("--reserve", metavar="SIZE", help="device memory left to others, such as 1GiB")
+    limits.add_argument("--margin", metavar="SHARE", help="added to a predicted peak (default: 0.05)")
+
+
 def _add_recommend(commands: Any) -> None:
     recommend = commands.add_parser(
         "recommend", help="decide again from what a run measured", allow_abbrev=False
     )
     recommend.add_argument("folder", metavar="RUN", help="run folder")
     recommend.add_argument("--cluster", metavar="FILE", help="another cluster of the same devices")
+    _add_memory_limits(recommend)
     recommend.add_argument("--json", action="store_true", help="print the batch configuration as JSON")
     recommend.set_defaults(run=_recommend)
 
@@ -127,7 +163,49 @@ def _no_command(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
         parser.print_help()
 
 
+def _limited(cluster: Any, options: argparse.Namespace) -> Any:
+    """Put the memory limits of the command line in place of the cluster's."""
+    from scaler.cluster import Cluster
+    from scaler.schema import parse
+
+    limits = {"device_memory": options.device_memory, "reserve": options.reserve, "margin": options.margin}
+    given = {key: value for key, value in limits.items() if value is not None}
+    if not given:
+        return cluster
+    data = cluster.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return parse(Cluster, {**data, **given}, "command line")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from scaler.cluster import Cluster
+    from scaler.plan import nothing_fits, plan
+    from scaler.report.bill import print_plans
+    from scaler.report.progress import TerminalProgress
+    from scaler.workload import load_workload
+
+    if bad := [size for size in options.micro_batch if size < 1]:
+        raise BadInput(f"--micro-batch {bad[0]}", hint="a micro-batch is a whole number from 1 on")
+    cluster = _limited(Cluster.load(options.cluster), options)
+    with TerminalProgress() as progress:
+        found = plan(
+            load_workload(options.workload),
+            cluster,
+            options.micro_batch,
+            options.accumulate,
+            options.offload_optimizer,
+            partial(progress, "memory"),
+        )
+    if options.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        print_plans(found)
+    if error := nothing_fits(found):
+        raise error
+    print(f"\nnext: scaler tune {options.workload} --cluster {options.cluster} measures it", file=sys.stderr)
+
+
 def _tune(options: argparse.Namespace) -> None:
+    from scaler.cluster import Cluster
     from scaler.launch import LaunchConfig
     from scaler.schema import parse
 
@@ -135,7 +213,7 @@ def _tune(options: argparse.Namespace) -> None:
         LaunchConfig,
         {
             "workload": options.workload,
-            "cluster": options.cluster,
+            "cluster": _limited(Cluster.load(options.cluster), options),
             "storage_path": options.out,
             "budget": options.budget,
             "zero_stage": options.zero,
@@ -163,10 +241,10 @@ def run_launch(launch: Any, resume: bool = False, force: bool = False, as_json: 
 
 def _recommend(options: argparse.Namespace) -> None:
     from scaler.cluster import Cluster
-    from scaler.pipeline import recommend
+    from scaler.pipeline import recommend, run_cluster
 
-    cluster = Cluster.load(options.cluster) if options.cluster else None
-    _print(recommend(options.folder, cluster), options.json)
+    cluster = Cluster.load(options.cluster) if options.cluster else run_cluster(options.folder)
+    _print(recommend(options.folder, _limited(cluster, options)), options.json)
     print(f"\nnext: scaler report {options.folder}", file=sys.stderr)
 
 

@@ -18,6 +18,29 @@ def _range(value: Any) -> Any:
 Memory = Annotated[ByteSize, Field(gt=0)]
 
 
+class ConcealedBias(Strict):
+    """What a mock device counts beyond the bytes of live tensors: a truth that no prediction shares."""
+
+    share: Annotated[float, Field(ge=0, le=0.1)] = 0.0
+    """Counted beyond the live bytes, as a share of them."""
+    step_at_bytes: Annotated[Memory | None, Field(alias="step_at")] = None
+    """From this many live bytes on, `step_share` is counted too."""
+    step_share: Annotated[float, Field(ge=0, le=0.1)] = 0.0
+
+    def counted_bytes(self, live_bytes: int) -> int:
+        """Give what the device counts for so many live bytes."""
+        stepped = self.step_at_bytes is not None and live_bytes >= self.step_at_bytes
+        return int(live_bytes * (1 + self.share + (self.step_share if stepped else 0.0)))
+
+
+class DeviceGroup(Strict):
+    """Workers with the same device, in a cluster whose devices are unequal."""
+
+    device: str
+    workers: PositiveInt
+    device_memory_bytes: Annotated[Memory, Field(alias="device_memory")]
+
+
 class Cluster(Strict):
     """Devices, memory, links and price. Sizes are read as `80GiB` or a number of bytes.
 
@@ -31,9 +54,25 @@ class Cluster(Strict):
     kind: DeviceKind
     device_memory_bytes: Annotated[Memory | None, Field(alias="device_memory")] = None
     """Per device. Required for mock; for cuda the device is asked; for cpu its share of the host's."""
+    devices: tuple[DeviceGroup, ...] = ()
+    """Unequal devices, in the order of ranks, instead of `device_memory`."""
+    device: str | None = None
+    """The device's model, such as `NVIDIA L4`."""
+    compute_capability: Annotated[float, Field(ge=5)] = 8.0
+    """Decides which attention kernels and library workspaces a CUDA device uses."""
+    context_bytes: Annotated[ByteSize | None, Field(alias="context")] = None
+    """Device memory that CUDA takes before the first tensor. Default: an estimate by compute capability."""
+    communicator_bytes: Annotated[ByteSize | None, Field(alias="communicator")] = None
+    """Device memory of one NCCL group. Default: an estimate."""
+    expandable_segments: bool = False
+    """The allocator option of that name (PYTORCH_CUDA_ALLOC_CONF), in predictions and on the workers."""
+    concealed: ConcealedBias | None = None
+    """Mock devices only: bytes counted beyond the live ones, to test predictions against."""
     host_memory_bytes: Annotated[Memory | None, Field(alias="host_memory")] = None
     """Per node."""
     interconnect: str | None = None
+    source: str | None = None
+    """Where the device's figures were read."""
     price_per_device_hour: NonNegativeFloat | None = None
     reserve_bytes: Annotated[ByteSize, Field(alias="reserve", ge=0)] = ByteSize(0)
     """Device memory left to others."""
@@ -55,8 +94,14 @@ class Cluster(Strict):
         """Every worker count to answer for, smallest first."""
         return range(self.min_workers, self.max_workers + 1)
 
-    def capacity_bytes(self) -> int | None:
-        """Give the memory of one device; None where only the device itself knows (cuda)."""
+    def capacity_bytes(self, rank: int | None = None) -> int | None:
+        """Give the memory of one device; None where only the device itself knows (cuda).
+
+        Where devices are unequal: of `rank`'s, or of the smallest.
+        """
+        if self.devices:
+            sizes = [int(g.device_memory_bytes) for g in self.devices for _ in range(g.workers)]
+            return min(sizes) if rank is None else sizes[rank]
         if self.device_memory_bytes is not None or self.kind != "cpu":
             return self.device_memory_bytes
         per_node = -(-self.max_workers // self.nodes)
@@ -86,9 +131,20 @@ class Cluster(Strict):
             faults.append(f"workers: the minimum {self.min_workers} is above the maximum {self.max_workers}")
         if self.nodes > self.max_workers:
             faults.append(f"nodes: {self.nodes} nodes for at most {self.max_workers} workers")
-        if self.kind == "mock" and self.device_memory_bytes is None:
+        if self.devices and self.device_memory_bytes is not None:
+            faults.append("devices: each has its own device_memory; leave out the cluster's")
+        if self.devices and sum(group.workers for group in self.devices) != self.max_workers:
+            faults.append(f"devices: their workers do not add up to the cluster's {self.max_workers}")
+        if self.devices and self.min_workers != self.max_workers:
+            faults.append("workers: with unequal devices give one count, of all of them")
+        if self.concealed is not None and self.kind != "mock":
+            faults.append(f"concealed: only a mock device conceals bytes, not kind: {self.kind}")
+        if self.concealed is not None and self.concealed.share + self.concealed.step_share > 0.1:
+            faults.append("concealed: share and step_share together are at most 0.1")
+        if self.kind == "mock" and self.capacity_bytes() is None:
             faults.append("device_memory: a mock device needs it, such as 64MiB")
-        if self.device_memory_bytes is not None and self.reserve_bytes >= self.device_memory_bytes:
+        smallest = self.device_memory_bytes or (self.capacity_bytes() if self.devices else None)
+        if smallest is not None and self.reserve_bytes >= smallest:
             faults.append("reserve: leaves no device memory")
         if faults:
             raise ValueError("; ".join(faults))

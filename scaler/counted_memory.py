@@ -8,18 +8,22 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from scaler.cluster import ConcealedBias
+
 _ROUND_BYTES = 512  # what CUDA's caching allocator rounds every block to
 
 
 class CountedMemory(TorchDispatchMode):
     """Counts every storage that operators create while active, until it is freed.
 
-    Storages that existed before (a data set on the host) are not counted.
+    Storages that existed before (a data set on the host) are not counted. A device may count more than the
+    live bytes (`concealed`), as real ones do.
     """
 
-    def __init__(self, capacity_bytes: int | None = None) -> None:
+    def __init__(self, capacity_bytes: int | None = None, concealed: ConcealedBias | None = None) -> None:
         super().__init__()
         self.capacity_bytes = capacity_bytes
+        self._counted = concealed.counted_bytes if concealed is not None else int
         self.live_bytes = 0
         self.peak_bytes = 0
         self._live: dict[int, tuple[int, weakref.ref[Any]]] = {}
@@ -45,14 +49,15 @@ class CountedMemory(TorchDispatchMode):
         grown = size_bytes - (known[0] if known else 0)
         if grown == 0:
             return
-        if self.capacity_bytes is not None and self.live_bytes + grown > self.capacity_bytes:
+        used_bytes = self._counted(self.live_bytes + grown)
+        if self.capacity_bytes is not None and used_bytes > self.capacity_bytes:
             # Other tools recognise this wording.
             raise torch.OutOfMemoryError(
-                f"CUDA out of memory. Tried to allocate {grown} bytes; {self.live_bytes} of "
+                f"CUDA out of memory. Tried to allocate {grown} bytes; {self._counted(self.live_bytes)} of "
                 f"{self.capacity_bytes} are in use."
             )
         self.live_bytes += grown
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self.peak_bytes = max(self.peak_bytes, used_bytes)
         self._live[key] = (size_bytes, weakref.ref(storage, lambda _: self._free(key)))
 
     def _free(self, key: int) -> None:
@@ -67,6 +72,8 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
 
 def _dense(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Give the tensors that hold a tensor's bytes: a sparse gradient has its indices and values."""
+    if tensor.device.type == "meta":
+        return []  # DeepSpeed keeps shapes in tensors without bytes
     if tensor.layout == torch.strided:
         return [tensor]
     if tensor.layout == torch.sparse_coo:

@@ -2,28 +2,45 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch.utils._pytree import tree_map_only
 
-from scaler.cluster import DeviceKind
+from scaler.cluster import Cluster, ConcealedBias, DeviceKind
 from scaler.counted_memory import CountedMemory
 from scaler.errors import ClusterFailed
 
 
 class MemoryMeter(Protocol):
-    """What `Device.memory` yields; read `peak_bytes` after the block."""
+    """What `Device.memory` yields; read it after the block, also after one that ran out of memory."""
 
     peak_bytes: int
+    """The most that was in use."""
+
+
+@dataclass
+class CudaMeter:
+    """What a CUDA device shows after a block."""
+
+    peak_bytes: int = 0
+    """Peak of the allocator's reserved bytes, and what lies outside it: what nvidia-smi shows."""
+    outside_bytes: int = 0
+    """Context and communicator."""
+    retries: int = 0
+    """Times that cached memory had to be released for a request."""
 
 
 class Device:
     """A CPU, or a mock accelerator whose memory is a byte budget on the CPU."""
 
-    def __init__(self, kind: DeviceKind, capacity_bytes: int | None) -> None:
+    def __init__(
+        self, kind: DeviceKind, capacity_bytes: int | None, concealed: ConcealedBias | None = None
+    ) -> None:
         self.kind = kind
         self.capacity_bytes = capacity_bytes
+        self._concealed = concealed
         self.torch_device = torch.device("cpu")
         self.name: str = kind
 
@@ -41,7 +58,7 @@ class Device:
         Raises:
             torch.OutOfMemoryError: inside the block, when a mock or cpu device exceeds its capacity.
         """
-        with CountedMemory(self.capacity_bytes) as counted:
+        with CountedMemory(self.capacity_bytes, self._concealed) as counted:
             yield counted
 
 
@@ -65,28 +82,32 @@ class CudaDevice(Device):
     @contextlib.contextmanager
     def memory(self) -> Iterator[MemoryMeter]:
         """Measure peak reserved bytes plus the context, as nvidia-smi shows them on a GPU of one's own."""
-        meter = _CudaMeter()
+        meter = CudaMeter()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.torch_device)
-        yield meter
-        free, total = torch.cuda.mem_get_info(self.torch_device)
-        context_bytes = total - free - torch.cuda.memory_reserved(self.torch_device)
-        meter.peak_bytes = torch.cuda.max_memory_reserved(self.torch_device) + context_bytes
-        torch.cuda.empty_cache()
+        retries = self._retries()
+        try:
+            yield meter
+        finally:
+            free, total = torch.cuda.mem_get_info(self.torch_device)
+            meter.outside_bytes = total - free - torch.cuda.memory_reserved(self.torch_device)
+            meter.peak_bytes = torch.cuda.max_memory_reserved(self.torch_device) + meter.outside_bytes
+            meter.retries = self._retries() - retries
+            torch.cuda.empty_cache()
+
+    def _retries(self) -> int:
+        return int(torch.cuda.memory_stats(self.torch_device).get("num_alloc_retries", 0))
 
 
-class _CudaMeter:
-    peak_bytes = 0
-
-
-def open_device(kind: DeviceKind, capacity_bytes: int | None, index: int = 0) -> Device:
-    """Open the device of this rank.
+def open_device(cluster: Cluster, rank: int | None = None, index: int = 0) -> Device:
+    """Open the device of a worker: `rank` in the cluster, CUDA device `index` of its node.
 
     Raises:
         ClusterFailed: a CUDA device was asked for and torch sees none.
     """
-    if kind != "cuda":
-        return Device(kind, capacity_bytes)
+    capacity_bytes = cluster.capacity_bytes(rank)
+    if cluster.kind != "cuda":
+        return Device(cluster.kind, capacity_bytes, cluster.concealed)
     if not torch.cuda.is_available():
         raise ClusterFailed(
             "the cluster says kind: cuda, but torch sees no CUDA device in this process",

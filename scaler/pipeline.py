@@ -75,6 +75,15 @@ def recommend(run: str | Path, cluster: Cluster | None = None) -> BatchConfig:
     return _decide(folder, cluster, launch)
 
 
+def run_cluster(run: str | Path) -> Cluster:
+    """Give the cluster that a run was measured on.
+
+    Raises:
+        BadInput: there is no run.
+    """
+    return LaunchConfig.load(RunFolder.open(run).launch).cluster
+
+
 def report(run: str | Path) -> Path:
     """Write report.html again from the run folder; returns its path.
 

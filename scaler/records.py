@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
 
-from scaler.batch import BatchPlan
+from scaler.batch import BatchPlan, ZeroStage
 from scaler.schema import Strict
 
 CONFIRMING_SEED = 1_000_000
@@ -70,8 +70,91 @@ class MemoryRecord(Observation):
     plan: BatchPlan
     out_of_memory: bool
     peak_bytes: PositiveInt | None = None
-    """Absent when the device ran out."""
+    """Of the worst rank. Absent when a device ran out."""
+    rank_peak_bytes: tuple[PositiveInt, ...] = ()
+    """Of every rank."""
+    outside_bytes: NonNegativeInt | None = None
+    """Of the worst peak, what lies outside the allocator: context and communicator. CUDA only."""
+    in_use_bytes: NonNegativeInt | None = None
+    """Most that was in use before a device ran out."""
+    retries: NonNegativeInt = 0
+    """Times that cached memory had to be released for a request; a size that needs it is too large."""
     capacity_bytes: PositiveInt | None = None
+
+    @property
+    def too_large(self) -> bool:
+        """Whether the plan ran out of memory, or only kept going by releasing cached memory."""
+        return self.out_of_memory or self.retries > 0
+
+
+MemoryItem = Literal[
+    "parameters",
+    "gradients",
+    "optimizer_state",
+    "activations",
+    "temporaries",
+    "buffers",
+    "rounding",
+    "workspaces",
+    "context",
+    "communicator",
+]
+"""What device memory is spent on: `buffers` of DDP or ZeRO, `rounding` and fragmentation of the allocator."""
+
+HostItem = Literal["process", "data_set", "data_loading", "pinned_buffers", "model", "optimizer_offload"]
+
+Regime = Literal["forward", "backward", "optimizer"]
+Confidence = Literal["high", "medium", "low"]
+
+
+class PredictedPeak(Strict):
+    """The peak of one rank's memory at a micro-batch, predicted without a device. The items add up to it."""
+
+    micro_batch: PositiveInt
+    allocated_bytes: NonNegativeInt
+    """In tensors."""
+    reserved_bytes: NonNegativeInt
+    """Held by the caching allocator."""
+    peak_bytes: NonNegativeInt
+    """What nvidia-smi would show: reserved, context and communicator."""
+    items: dict[MemoryItem, NonNegativeInt]
+    regime: Regime
+    """The part of the step that sets the peak."""
+    host_items: dict[HostItem, NonNegativeInt]
+    """Host memory of the rank's process."""
+
+
+class PredictedCurve(Strict):
+    """Predicted peaks of one way of spreading, smallest micro-batch first."""
+
+    workers: PositiveInt
+    zero_stage: ZeroStage
+    accumulating: bool = False
+    max_micro_batch: NonNegativeInt
+    """The largest that fits the cluster's device; 0 if none does."""
+    fixed_bytes: NonNegativeInt
+    """Context and communicator: part of every peak, whatever is allocated."""
+    micro_batches: tuple[PositiveInt, ...] = ()
+    peak_bytes: tuple[NonNegativeInt, ...] = ()
+    """The peak at each of `micro_batches`."""
+    bills: tuple[PredictedPeak, ...]
+    """Itemised peaks: at the sizes asked for, else at the largest that fits (1 if none does)."""
+
+
+class Prediction(Strict):
+    """What tracing the workload's step on tensors without bytes says of its memory."""
+
+    curves: tuple[PredictedCurve, ...]
+    """None where the model could not be traced; the notes then say why."""
+    confidence: Confidence
+    notes: tuple[str, ...] = ()
+
+
+class PredictionRecord(Observation):
+    """A prediction, kept with what was measured."""
+
+    kind: Literal["prediction"] = "prediction"
+    prediction: Prediction
 
 
 class ThroughputRecord(Observation):
@@ -130,7 +213,13 @@ class ConfirmationRecord(ConvergenceRecord):
 
 
 Record = Annotated[
-    WorkloadRecord | MemoryRecord | ThroughputRecord | NoiseRecord | ConvergenceRecord | ConfirmationRecord,
+    WorkloadRecord
+    | PredictionRecord
+    | MemoryRecord
+    | ThroughputRecord
+    | NoiseRecord
+    | ConvergenceRecord
+    | ConfirmationRecord,
     Field(discriminator="kind"),
 ]
 RECORD: TypeAdapter[Record] = TypeAdapter(Record)

@@ -1,6 +1,8 @@
 """Numbers as people read them, and back: the one formatter of the project."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -15,6 +17,12 @@ def format_bytes(size_bytes: float) -> str:
             break
         size /= 1024
     return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def bill_lines(items: Mapping[Any, int]) -> list[str]:
+    """Write an itemised bill of bytes, largest first, one indented line an item; nothing for zeros."""
+    ordered = sorted(items.items(), key=lambda item: -item[1])
+    return [f"  {format_bytes(size):>10}  {name.replace('_', ' ')}" for name, size in ordered if size]
 
 
 def format_seconds(duration_s: float) -> str:

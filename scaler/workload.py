@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NOT_THE_USERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<frozen")
 
-BUILT_IN = ("digits", "mnist", "chars")
+BUILT_IN = ("digits", "mnist", "chars", "gpt2", "resnet50")
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -67,6 +67,7 @@ class Workload:
         worst_case: a batch of `micro_batch` of the longest examples, for memory probes.
         spread_matters: convergence depends on how the global batch is spread (in-batch negatives, say);
             BatchNorm is detected without it.
+        gradient_as_bucket_view: DistributedDataParallel's option: gradients live in its buckets, not beside.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Workload:
     collate: Callable[[list[Any]], Any] | None = None
     worst_case: Callable[[int], Any] | None = None
     spread_matters: bool = False
+    gradient_as_bucket_view: bool = False
     address: str | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:

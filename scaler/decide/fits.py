@@ -9,7 +9,14 @@ from scaler.fit.learning_rate import BatchResult, batch_results
 from scaler.fit.memory import MemoryFits, fit_memory
 from scaler.fit.step_time import StepTimeFit, fit_step_time
 from scaler.fit.steps import StepsFit, fit_steps
-from scaler.records import ConvergenceRecord, MemoryRecord, Record, ThroughputRecord, WorkloadRecord
+from scaler.records import (
+    ConvergenceRecord,
+    MemoryRecord,
+    PredictionRecord,
+    Record,
+    ThroughputRecord,
+    WorkloadRecord,
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,9 @@ def fit_all(records: Sequence[Record], cluster: Cluster) -> Fits:
     records = sorted((record for record in records if not record.held_out), key=lambda record: record.task)
     batches = batch_results(r for r in records if isinstance(r, ConvergenceRecord))
     return Fits(
-        memory=fit_memory((r for r in records if isinstance(r, MemoryRecord)), cluster.capacity_bytes()),
+        memory=fit_memory(
+            (r for r in records if isinstance(r, MemoryRecord | PredictionRecord)), cluster.capacity_bytes()
+        ),
         step_time=fit_step_time(r for r in records if isinstance(r, ThroughputRecord)),
         steps=fit_steps(batches.values()),
         batches=batches,

@@ -3,7 +3,7 @@
 from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
 from scaler.errors import BadInput, NothingFeasible
-from scaler.fit.memory import MemoryFits, memory_for
+from scaler.fit.memory import MemoryFit, MemoryFits, memory_for
 
 
 def split_batch(
@@ -21,16 +21,25 @@ def split_batch(
             f"no memory was measured at ZeRO stage {zero_stage} on {workers} workers or fewer",
             hint="`scaler tune` with a cluster that has this worker count measures it",
         )
-    at_once = fit.max_micro_batch(cluster)
-    if at_once * workers >= global_batch:
+    at_once = _limits(fit, workers, cluster, accumulation=1)
+    if sum(at_once) >= global_batch and min(at_once) >= 1:
         return BatchPlan.split(global_batch, workers, at_once, zero_stage)
-    accumulating = fit.max_micro_batch(cluster, accumulation=2)
-    if accumulating < 1:
+    accumulating = _limits(fit, workers, cluster, accumulation=2)
+    if min(accumulating) < 1:
         raise NothingFeasible(
             f"accumulating does not fit at micro-batch 1 on {workers} workers",
             hint="use a device with more memory or a higher zero_stage",
         )
     return BatchPlan.split(global_batch, workers, accumulating, zero_stage)
+
+
+def _limits(fit: MemoryFit, workers: int, cluster: Cluster, accumulation: int) -> list[int]:
+    """Give the largest micro-batch of each rank: unequal devices have their own."""
+    if not cluster.devices:
+        return [fit.max_micro_batch(cluster, accumulation)] * workers
+    return [
+        fit.max_micro_batch(cluster, accumulation, cluster.capacity_bytes(rank)) for rank in range(workers)
+    ]
 
 
 def feasible_plan(

@@ -40,7 +40,12 @@ class TorchEngine:
         self.model: torch.nn.Module = self.module
         if rank.group is not None:
             ids = [self._device.index] if self._device.type == "cuda" else None
-            self.model = DistributedDataParallel(self.module, device_ids=ids, process_group=rank.group)
+            self.model = DistributedDataParallel(
+                self.module,
+                device_ids=ids,
+                process_group=rank.group,
+                gradient_as_bucket_view=workload.gradient_as_bucket_view,
+            )
         self.optimizer = build_optimizer(workload, self.module, learning_rate)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=workload.precision == "fp16")

@@ -1,151 +1,41 @@
-"""Peak device memory against the micro-batch."""
+"""Peak device memory against the micro-batch, for every way of spreading that was predicted or measured."""
 
-import math
 from collections.abc import Iterable
 
-import numpy as np
-from scipy import stats
+from scaler.fit.hinge import HingeFit, fit_hinge
+from scaler.fit.traced import TracedFit, fit_traced
+from scaler.records import MemoryRecord, PredictionRecord
 
-from scaler.batch import BatchPlan
-from scaler.cluster import Cluster
-from scaler.records import MemoryRecord
-from scaler.schema import Strict
-from scaler.stats import CONFIDENCE, Estimate, Floats
-
-_METHOD = "max(floor, fixed + per_example x micro_batch), least squares"
-
-
-class MemoryFit(Strict):
-    """peak = max(floor, fixed + per_example x micro_batch) + gradients held while accumulating.
-
-    Below the knee the optimizer step sets the peak, above it the activations do.
-    """
-
-    floor_bytes: float
-    fixed_bytes: float
-    per_example_bytes: float
-    accumulating_bytes: float
-    """Added when accumulating: gradients then live through the next forward pass."""
-    residual_bytes: float
-    degrees_of_freedom: int
-    line: tuple[int, float, float]
-    """Points on the line above the knee: how many, mean micro-batch, sum of squared distances from it."""
-    largest_measured: int
-    smallest_failed: int | None
-    """Smallest micro-batch that ran out of memory in one pass."""
-    smallest_failed_accumulating: int | None
-    """Smallest micro-batch that ran out of memory at all: it may fit in one pass."""
-    capacity_bytes: int
-    samples: int
-
-    def peak_bytes(self, micro_batch: int, accumulation: int = 1) -> Estimate:
-        """Predict the peak of a plan."""
-        value = max(self.floor_bytes, self.fixed_bytes + self.per_example_bytes * micro_batch)
-        value += self.accumulating_bytes if accumulation > 1 else 0.0
-        half = self._half_width_bytes(micro_batch)
-        return Estimate(
-            value=value,
-            low=None if half is None else max(0.0, value - half),
-            high=None if half is None else value + half,
-            samples=self.samples,
-            method=_METHOD,
-        )
-
-    def _half_width_bytes(self, micro_batch: int) -> float | None:
-        """Half-width of a new peak's 90% interval: it grows away from what was measured."""
-        points, centre, squares = self.line
-        if self.degrees_of_freedom < 1 or squares == 0:
-            return None
-        quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, self.degrees_of_freedom))
-        return (
-            quantile * self.residual_bytes * math.sqrt(1 + 1 / points + (micro_batch - centre) ** 2 / squares)
-        )
-
-    def max_micro_batch(self, cluster: Cluster, accumulation: int = 1) -> int:
-        """Find the largest micro-batch that fits, 0 if none: bisection on the predicted peak.
-
-        Not more than 4 x the largest that was measured (farther is a guess), and less than any that failed.
-        """
-        failed = self.smallest_failed_accumulating if accumulation > 1 else self.smallest_failed
-        low, high = 0, min(4 * self.largest_measured + 1, failed or 2**62)
-        while high - low > 1:
-            middle = (low + high) // 2
-            fits = cluster.fits(self.peak_bytes(middle, accumulation).value, self.capacity_bytes)
-            low, high = (middle, high) if fits else (low, middle)
-        return low
-
+MemoryFit = TracedFit | HingeFit
 
 MemoryFits = dict[tuple[int, int], MemoryFit]
 """By (ZeRO stage, workers)."""
 
 
-def fit_memory(records: Iterable[MemoryRecord], capacity_bytes: int | None = None) -> MemoryFits:
-    """Fit one curve per ZeRO stage and measured worker count (with one worker there are no DDP buckets).
+def fit_memory(
+    records: Iterable[MemoryRecord | PredictionRecord], capacity_bytes: int | None = None
+) -> MemoryFits:
+    """Fit one curve per ZeRO stage and worker count: the traced one where there is one, else a hinge.
 
     `capacity_bytes` of one device; by default what the devices themselves said.
     """
-    fits = {}
     records = list(records)
-    peaks = [r for r in records if r.peak_bytes is not None]
-    for stage, workers in sorted({(r.plan.zero_stage, r.plan.workers) for r in peaks}):
-        own = [r for r in peaks if (r.plan.zero_stage, r.plan.workers) == (stage, workers)]
+    probes = [record for record in records if isinstance(record, MemoryRecord)]
+    curves = [c for r in records if isinstance(r, PredictionRecord) for c in r.prediction.curves]
+    fits: MemoryFits = {}
+    shapes = {(r.plan.zero_stage, r.plan.workers) for r in probes}
+    for shape in sorted(shapes | {(curve.zero_stage, curve.workers) for curve in curves}):
+        own = [r for r in probes if (r.plan.zero_stage, r.plan.workers) == shape]
+        traced = [c for c in curves if (c.zero_stage, c.workers) == shape and c.micro_batches]
         capacity = capacity_bytes or min((r.capacity_bytes for r in own if r.capacity_bytes), default=None)
-        single = {r.plan.micro_batch: float(r.peak_bytes or 0) for r in own if r.plan.accumulation == 1}
-        several = {r.plan.micro_batch: float(r.peak_bytes or 0) for r in own if r.plan.accumulation > 1}
-        failed = [
-            r.plan
-            for r in records
-            if r.out_of_memory and (r.plan.zero_stage, r.plan.workers) == (stage, workers)
-        ]
-        if single and capacity:
-            fits[stage, workers] = _fit(single, several, failed, capacity)
+        if capacity and traced:
+            fits[shape] = fit_traced(traced, own, capacity)
+        elif capacity and any(r.peak_bytes is not None and r.plan.accumulation == 1 for r in own):
+            fits[shape] = fit_hinge(own, capacity)
     return fits
 
 
 def memory_for(fits: MemoryFits, workers: int, zero_stage: int = 0) -> MemoryFit | None:
-    """Choose the fit for a worker count: the largest measured not above it (more never need more each)."""
+    """Choose the fit for a worker count: the largest known not above it (more never need more each)."""
     below = [count for stage, count in fits if stage == zero_stage and count <= workers]
     return fits[zero_stage, max(below)] if below else None
-
-
-def _fit(
-    single: dict[int, float], several: dict[int, float], failed: list[BatchPlan], capacity_bytes: int
-) -> MemoryFit:
-    micro = np.array(sorted(single), dtype=float)
-    peak = np.array([single[int(m)] for m in micro])
-    knee, floor, fixed, slope, residuals = _hinge(micro, peak)
-    shared = [peak_bytes - max(floor, fixed + slope * m) for m, peak_bytes in several.items()]
-    above = micro[knee:]
-    dof = max(0, len(micro) - 3)
-    return MemoryFit(
-        floor_bytes=floor,
-        fixed_bytes=fixed,
-        per_example_bytes=slope,
-        accumulating_bytes=max(0.0, max(shared, default=0.0)),
-        residual_bytes=float(np.sqrt((residuals**2).sum() / dof)) if dof else 0.0,
-        degrees_of_freedom=dof,
-        line=(len(above), float(above.mean()), float(((above - above.mean()) ** 2).sum())),
-        largest_measured=int(micro[-1]),
-        smallest_failed=min((p.micro_batch for p in failed if p.accumulation == 1), default=None),
-        smallest_failed_accumulating=min((p.micro_batch for p in failed), default=None),
-        capacity_bytes=capacity_bytes,
-        samples=len(single) + len(several),
-    )
-
-
-def _hinge(x: Floats, y: Floats) -> tuple[int, float, float, float, Floats]:
-    """Fit max(floor, fixed + slope x): try every knee, keep the least squares.
-
-    Gives the first point above the knee, floor, fixed, slope and the residuals.
-    """
-    best: tuple[int, float, float, float, Floats] | None = None
-    for knee in range(max(1, len(x) - 1)):
-        slope, fixed = np.polyfit(x[knee:], y[knee:], 1) if len(x) > 1 else (0.0, y[0])
-        slope = max(0.0, float(slope))
-        fixed = float((y[knee:] - slope * x[knee:]).mean())
-        floor = float(y[:knee].mean()) if knee else 0.0
-        residuals = y - np.maximum(floor, fixed + slope * x)
-        if best is None or (residuals**2).sum() < (best[4] ** 2).sum() * 0.999:
-            best = (knee, floor, fixed, slope, residuals)
-    assert best is not None
-    return best

@@ -1,31 +1,28 @@
 """Which questions to ask: memory, throughput, noise, convergence, in that order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TypeVar
 
 from scaler.batch import BatchPlan, candidates
-from scaler.cluster import Cluster
 from scaler.decide.config import Answer
 from scaler.decide.fits import workload_record
 from scaler.decide.plans import feasible_plan
-from scaler.errors import BadInput, NothingFeasible
-from scaler.fit.memory import MemoryFits, fit_memory, memory_for
+from scaler.errors import BadInput
+from scaler.fit.memory import MemoryFits, memory_for
 from scaler.launch import LaunchConfig
 from scaler.measure.evidence import Evidence, plan_task
 from scaler.measure.learning_rates import search_learning_rates, trial_limit
+from scaler.measure.memory import measure_memory
 from scaler.probe.convergence import ConvergenceRequest, probe_confirmation
 from scaler.probe.memory import MemoryRequest, probe_memory
 from scaler.probe.noise import NoiseRequest, probe_noise
 from scaler.probe.throughput import ThroughputRequest, probe_throughput
 from scaler.probe.workload import WorkloadRequest, probe_workload
-from scaler.records import CONFIRMING_SEED, MemoryRecord, WorkloadRecord
+from scaler.records import CONFIRMING_SEED, WorkloadRecord
 from scaler.runtime.protocol import Task
-from scaler.units import format_bytes
 from scaler.workload import Workload
 
-_SMALLEST_MICRO_BATCH = 8
-_SHRINK = 0.9  # of a micro-batch that was predicted to fit and did not
 _STEPS_PER_RUN = 30
 _LAUNCHES = 2  # fresh runs of a plan differ by more than steps within one
 _NOISE_STEPS = 100
@@ -82,85 +79,6 @@ def global_batches(workload: Workload, launch: LaunchConfig, sizes: WorkloadReco
             hint="pin a smaller plan, or use more data",
         )
     return [launch.plan.global_batch]
-
-
-def measure_memory(
-    evidence: Evidence,
-    launch: LaunchConfig,
-    sizes: WorkloadRecord,
-    counts: Sequence[int],
-    batches: Sequence[int],
-) -> MemoryFits:
-    """Measure peaks up to the largest micro-batch that is of use or fits.
-
-    Without ZeRO one worker differs from several (no buckets), and several do not differ.
-
-    Raises:
-        NothingFeasible: micro-batch 1 does not fit.
-    """
-    stage = launch.zero_stage
-    # Convergence trials run on one worker, unsharded, where that fits.
-    shapes = {(0, 1), *((stage, count) for count in (counts if stage else (counts[0], *counts[1:2])))}
-    found: list[MemoryRecord] = []
-    for zero_stage, workers in sorted(shapes):
-        largest = min(max(batches), sizes.train_examples // workers)
-        ask = partial(_ask_peak, evidence, workers=workers, zero_stage=zero_stage)
-        measured = _climb(ask, largest)
-        if not any(record.peak_bytes for record in measured):
-            if measured and zero_stage == stage:
-                raise _too_big(launch.cluster, sizes, measured[-1])
-            continue
-        if any(record.out_of_memory for record in measured):
-            (fit,) = fit_memory(measured, launch.cluster.capacity_bytes()).values()
-            measured += _shrink(ask, fit.max_micro_batch(launch.cluster), _SHRINK)
-        # Gradients live through the next forward pass when accumulating; large passes show it best.
-        fitting = [r.plan.micro_batch for r in measured if not r.out_of_memory]
-        twice = [size for size in fitting if 2 * size <= max(largest, 2)]
-        measured += _shrink(partial(ask, accumulation=2), max(sorted(twice)[:-1], default=1), 0.5)
-        found += measured
-    return fit_memory(found, launch.cluster.capacity_bytes())
-
-
-def _ask_peak(
-    evidence: Evidence, micro_batch: int, workers: int, zero_stage: int, accumulation: int = 1
-) -> list[MemoryRecord]:
-    """Ask for one peak: its record, or none where the budget is spent."""
-    plan = BatchPlan.equal(micro_batch, accumulation, workers, zero_stage)
-    task = plan_task(probe_memory, MemoryRequest(plan))
-    return [record for record in evidence.ask("memory", [task]) if isinstance(record, MemoryRecord)]
-
-
-def _climb(ask: Callable[[int], list[MemoryRecord]], largest: int) -> list[MemoryRecord]:
-    """Double the micro-batch up to `largest` or out of memory; from a first failure, halve it down to 1."""
-    micro_batch = min(_SMALLEST_MICRO_BATCH, largest)
-    measured = ask(micro_batch)
-    down = bool(measured) and measured[0].out_of_memory
-    while measured and measured[-1].out_of_memory == down and micro_batch != (1 if down else largest):
-        micro_batch = micro_batch // 2 if down else min(2 * micro_batch, largest)
-        if not (more := ask(micro_batch)):
-            break
-        measured += more
-    return measured
-
-
-def _shrink(ask: Callable[[int], list[MemoryRecord]], micro_batch: int, factor: float) -> list[MemoryRecord]:
-    """Ask for a peak; while memory runs out, at `factor` of the micro-batch."""
-    measured: list[MemoryRecord] = []
-    while micro_batch >= 1 and (not measured or measured[-1].out_of_memory):
-        if not (more := ask(micro_batch)):
-            break
-        measured += more
-        micro_batch = int(micro_batch * factor)
-    return measured
-
-
-def _too_big(cluster: Cluster, sizes: WorkloadRecord, record: MemoryRecord) -> NothingFeasible:
-    capacity_bytes = cluster.capacity_bytes() or record.capacity_bytes or 0
-    return NothingFeasible(
-        f"the model ({sizes.parameters:,} parameters) runs out of memory at micro-batch 1 on a device of "
-        f"{cluster.name} with {format_bytes(capacity_bytes)}",
-        hint="use a device with more memory, a higher zero_stage, shorter examples or a smaller model",
-    )
 
 
 def measure_throughput(

@@ -29,32 +29,47 @@ class MemoryRequest:
 
 
 def probe_memory(rank: Rank, workload: Workload, request: MemoryRequest) -> MemoryRecord:
-    """Train two steps from scratch and take the peak of the worst rank, or that a rank ran out.
+    """Train two steps from scratch and take every rank's peak, or that one ran out.
 
     Ranks do not reduce gradients here (DDP's buckets are held all the same), so that a rank that runs out
     leaves no peer waiting; they share what happened afterwards.
     """
     steps = list(islice(_batches(rank, workload, request), _STEPS))
-    peak_bytes, out_of_memory = 0, False
-    try:
-        with rank.device.memory() as meter:
+    if rank.device.kind == "cuda" and rank.group is not None:
+        dist.barrier(rank.group)  # makes the communicator, which is part of the peak
+    out_of_memory = False
+    with rank.device.memory() as meter:
+        try:
             _train(rank, workload, request, steps)
-        peak_bytes = meter.peak_bytes
-    except torch.OutOfMemoryError:
-        if request.plan.zero_stage:
-            raise  # its peers wait inside a sharded collective: only ending the group frees them
-        out_of_memory = True
-    worst = torch.tensor([float(out_of_memory), float(peak_bytes)], dtype=torch.float64)
-    if rank.group is not None:
-        worst = worst.to(rank.device.torch_device)
-        dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=rank.group)
+        except torch.OutOfMemoryError:
+            if request.plan.zero_stage:
+                raise  # its peers wait inside a sharded collective: only ending the group frees them
+            out_of_memory = True
+    retries, outside = getattr(meter, "retries", 0), getattr(meter, "outside_bytes", 0)
+    ranks = _gather(rank, [float(out_of_memory), meter.peak_bytes, retries, outside])
+    peaks = [int(peak) for _, peak, _, _ in ranks]
+    failed = [int(peak) for out, peak, _, _ in ranks if out]
     return MemoryRecord(
         **observation(probe_memory, rank, request),
         plan=request.plan,
-        out_of_memory=bool(worst[0]),
-        peak_bytes=None if worst[0] else int(worst[1]),
+        out_of_memory=bool(failed),
+        peak_bytes=None if failed else max(peaks),
+        rank_peak_bytes=() if failed else tuple(peaks),
+        outside_bytes=int(ranks[peaks.index(max(peaks))][3]) if rank.device.kind == "cuda" else None,
+        in_use_bytes=min(failed, default=None),
+        retries=int(max(retried for _, _, retried, _ in ranks)),
         capacity_bytes=rank.device.capacity_bytes,
     )
+
+
+def _gather(rank: Rank, values: list[float]) -> list[list[float]]:
+    """Share a few numbers with every rank of the task."""
+    own = torch.tensor(values, dtype=torch.float64, device=rank.device.torch_device)
+    if rank.group is None:
+        return [values]
+    found = [torch.empty_like(own) for _ in range(rank.world_size)]
+    dist.all_gather(found, own, group=rank.group)
+    return [tensor.tolist() for tensor in found]
 
 
 def out_of_memory_record(task: Task) -> MemoryRecord:

@@ -43,24 +43,24 @@ def make_console(stream: TextIO | None = None) -> Console:
 
 def answer_table(config: BatchConfig) -> RenderableType:
     """Give the whole answer as one renderable; every user-given text in it is plain."""
-    parts: list[RenderableType] = [_text(answer_sentence(config), "bold"), Text(), _worker_counts(config)]
+    parts: list[RenderableType] = [plain(answer_sentence(config), "bold"), Text(), _worker_counts(config)]
     parts += [
-        _heading(f"The configuration to use, on {counted(config.chosen_workers, 'worker')}"),
+        heading(f"The configuration to use, on {counted(config.chosen_workers, 'worker')}"),
         _chosen(config),
     ]
     if config.rules_of_thumb:
-        parts += [_heading("Rules of thumb"), _rules(config)]
-    parts += [_heading("Predicted against observed"), _text(confirmation_sentence(config))]
+        parts += [heading("Rules of thumb"), _rules(config)]
+    parts += [heading("Predicted against observed"), plain(confirmation_sentence(config))]
     if config.confirmation is not None and config.confirmation.comparisons:
         parts.append(_comparisons(config))
     if config.findings.notes:
-        parts.append(_heading("Not measured or not identifiable"))
-        parts += [_text(f"- {note}") for note in config.findings.notes]
+        parts.append(heading("Not measured or not identifiable"))
+        parts += [plain(f"- {note}") for note in config.findings.notes]
     return Group(*parts)
 
 
 def _worker_counts(config: BatchConfig) -> Table:
-    table = _table("workers", "global batch", "micro x passes", "learning rate", "step time")
+    table = new_table("workers", "global batch", "micro x passes", "learning rate", "step time")
     for header in ("samples/s", "time to target", "peak memory", "bound by"):
         table.add_column(header)
     lines = {answer.plan.workers: _line(answer) for answer in config.answers}
@@ -68,7 +68,7 @@ def _worker_counts(config: BatchConfig) -> Table:
         chosen = workers == config.chosen_workers
         name = f"{workers} chosen" if chosen else str(workers)
         cells = lines.get(workers, (*[""] * 7, "no answer"))
-        table.add_row(*map(_text, (name, *cells)), style="bold" if chosen else "")
+        table.add_row(*map(plain, (name, *cells)), style="bold" if chosen else "")
     return table if not config.infeasible else _with_reasons(table, config.infeasible)
 
 
@@ -76,7 +76,7 @@ def _with_reasons(table: Table, infeasible: dict[int, str]) -> Table:
     outer = Table.grid()
     outer.add_row(table)
     for workers, reason in sorted(infeasible.items()):
-        outer.add_row(_text(f"  {workers} workers: {reason}"))
+        outer.add_row(plain(f"  {workers} workers: {reason}"))
     return outer
 
 
@@ -94,39 +94,41 @@ def _line(answer: Answer) -> tuple[str, ...]:
 
 
 def _chosen(config: BatchConfig) -> Table:
-    table = _table("what", "value", "90% interval", "why")
+    table = new_table("what", "value", "90% interval", "why")
     for row in answer_rows(config):
-        table.add_row(*map(_text, (row.name, row.value, row.interval, row.reason)))
+        table.add_row(*map(plain, (row.name, row.value, row.interval, row.reason)))
     return table
 
 
 def _rules(config: BatchConfig) -> Table:
-    table = _table("rule", "global batch", "time ratio", "agrees", "verdict")
+    table = new_table("rule", "global batch", "time ratio", "agrees", "verdict")
     for rule in config.rules_of_thumb:
         ratio = NOT_MEASURED if rule.time_ratio is None else f"{format_count(rule.time_ratio)} x"
         agrees = "yes" if rule.agrees else "no"
-        table.add_row(*map(_text, (rule.rule, format_count(rule.global_batch), ratio, agrees, rule.verdict)))
+        table.add_row(*map(plain, (rule.rule, format_count(rule.global_batch), ratio, agrees, rule.verdict)))
     return table
 
 
 def _comparisons(config: BatchConfig) -> Table:
-    table = _table("quantity", "predicted", "90% interval", "observed", "in the interval?")
+    table = new_table("quantity", "predicted", "90% interval", "observed", "in the interval?")
     for comparison in config.confirmation.comparisons if config.confirmation else ():
-        table.add_row(*map(_text, comparison_words(comparison)))
+        table.add_row(*map(plain, comparison_words(comparison)))
     return table
 
 
-def _table(*headers: str) -> Table:
+def new_table(*headers: str) -> Table:
+    """Make an empty table with these column headers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="", padding=(0, 1, 0, 0))
     for header in headers:
         table.add_column(header)
     return table
 
 
-def _heading(title: str) -> Text:
-    return _text(f"\n{title}", "bold")
+def heading(title: str) -> Text:
+    """Make the heading of a section."""
+    return plain(f"\n{title}", "bold")
 
 
-def _text(text: str, style: str = "") -> Text:
+def plain(text: str, style: str = "") -> Text:
     """Make text without markup; control characters of user-given names do not reach the terminal."""
     return Text("".join(c if c.isprintable() or c == "\n" else "?" for c in text), style=style)

@@ -26,7 +26,7 @@ class LocalRuntime:
                 hint="use runtime: ray, or a cluster with workers: 1",
             )
         self._subject = subject
-        self._rank = Rank(0, 1, open_device(cluster.kind, cluster.capacity_bytes()))
+        self._rank = Rank(0, 1, open_device(cluster))
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """Run the tasks in order; yield each outcome."""

@@ -130,7 +130,7 @@ def _serve(config: dict[str, Any]) -> None:
     mailbox, cluster = config["mailbox"], config["cluster"]
     world_rank = train.get_context().get_world_rank()
     index = train.torch.get_device().index if cluster.kind == "cuda" else 0
-    device = open_device(cluster.kind, cluster.capacity_bytes(), index)
+    device = open_device(cluster, world_rank if cluster.devices else None, index)
     ray.get(mailbox.post.remote(-1, world_rank, None))
     while (message := ray.get(mailbox.receive.remote(world_rank))) is not None:
         number, ranks, probe, request = message

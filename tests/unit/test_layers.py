@@ -17,6 +17,8 @@ LAYERS = [
     {"counted_memory", "device"},
     {"runtime"},
     {"engine"},
+    {"trace"},
+    {"plan"},
     {"probe"},
     {"fit"},
     {"decide"},

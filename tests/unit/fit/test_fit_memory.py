@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
-from scaler.fit.memory import MemoryFit, fit_memory, memory_for
+from scaler.fit.hinge import HingeFit as MemoryFit
+from scaler.fit.memory import fit_memory, memory_for
 
 quiet = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
