@@ -93,6 +93,7 @@ def _add_tune(commands: Any) -> None:
     tune.add_argument("workload", metavar="WORKLOAD", help=_WORKLOAD_HELP)
     tune.add_argument("--cluster", required=True, metavar="FILE", help="cluster description (cluster/*.yaml)")
     _add_memory_limits(tune)
+    _add_sweep(tune)
     tune.add_argument("--out", default="RUN", metavar="RUN", help="run folder (default: RUN)")
     again = tune.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue the run in the out folder")
@@ -137,6 +138,15 @@ def _add_memory_limits(parser: argparse.ArgumentParser) -> None:
     limits.add_argument("--margin", metavar="SHARE", help="added to a predicted peak (default: 0.05)")
 
 
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sweep",
+        nargs=2,
+        metavar=("device-memory", "SIZES"),
+        help="show what the memory of one device buys, such as: --sweep device-memory 8,16,24,40,80GiB",
+    )
+
+
 def _add_recommend(commands: Any) -> None:
     recommend = commands.add_parser(
         "recommend", help="decide again from what a run measured", allow_abbrev=False
@@ -144,6 +154,7 @@ def _add_recommend(commands: Any) -> None:
     recommend.add_argument("folder", metavar="RUN", help="run folder")
     recommend.add_argument("--cluster", metavar="FILE", help="another cluster of the same devices")
     _add_memory_limits(recommend)
+    _add_sweep(recommend)
     recommend.add_argument("--json", action="store_true", help="print the batch configuration as JSON")
     recommend.set_defaults(run=_recommend)
 
@@ -206,6 +217,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _tune(options: argparse.Namespace) -> None:
     from scaler.cluster import Cluster
+    from scaler.decide.sweep import parse_sweep
     from scaler.launch import LaunchConfig
     from scaler.schema import parse
 
@@ -217,6 +229,7 @@ def _tune(options: argparse.Namespace) -> None:
             "storage_path": options.out,
             "budget": options.budget,
             "zero_stage": options.zero,
+            "sweep": parse_sweep(options.sweep) if options.sweep else (),
             "seeds": options.seeds,
             "runtime": "local" if options.local else "ray",
             "address": options.address,
@@ -241,10 +254,12 @@ def run_launch(launch: Any, resume: bool = False, force: bool = False, as_json: 
 
 def _recommend(options: argparse.Namespace) -> None:
     from scaler.cluster import Cluster
+    from scaler.decide.sweep import parse_sweep
     from scaler.pipeline import recommend, run_cluster
 
     cluster = Cluster.load(options.cluster) if options.cluster else run_cluster(options.folder)
-    _print(recommend(options.folder, _limited(cluster, options)), options.json)
+    sweep = parse_sweep(options.sweep) if options.sweep else ()
+    _print(recommend(options.folder, _limited(cluster, options), sweep), options.json)
     print(f"\nnext: scaler report {options.folder}", file=sys.stderr)
 
 

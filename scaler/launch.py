@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, PositiveInt, model_validator
 
 from scaler.batch import BatchPlan, ZeroStage
 from scaler.cluster import Cluster
@@ -36,6 +36,8 @@ class LaunchConfig(Strict):
     """DeepSpeed ZeRO stage of every plan."""
     seeds: PositiveInt = 3
     """Trials per batch and learning rate."""
+    sweep: tuple[Annotated[ByteSize, Field(gt=0)], ...] = ()
+    """Memories of one device to decide for too, such as [1MiB, 2MiB]. Mock devices measure each."""
     runtime: Literal["ray", "local"] = "ray"
     """`local` runs in this process on one device, without Ray."""
     address: str | None = None

@@ -1,14 +1,16 @@
 """tune() and recommend(): the whole flow on one page."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from scaler.cluster import Cluster
 from scaler.decide.config import BatchConfig
 from scaler.decide.decide import decide, with_confirmation
+from scaler.decide.sweep import with_sweep
 from scaler.errors import BadInput, Interrupted, ScalerError
 from scaler.launch import LaunchConfig
 from scaler.measure.evidence import Evidence, Progress
-from scaler.measure.stages import confirm, measure
+from scaler.measure.stages import confirm, measure, measure_plans
 from scaler.report.html import render
 from scaler.runs import RunFolder
 from scaler.runtime.protocol import Runtime
@@ -42,8 +44,11 @@ def tune(
         with runtime or open_runtime(launch, workload) as ranks:
             evidence = Evidence(ranks, run, launch.budget_s, progress)
             measure(evidence, workload, launch, ranks.workers)
-            config = _decide(run, launch.cluster, launch)
+            config = _decide(run, launch.cluster, launch, launch.sweep)
             _write(run, config)
+            if launch.cluster.kind == "mock":
+                plans = [point.plan for point in config.sweep if point.plan is not None]
+                measure_plans(evidence, plans)
             confirm(Evidence(ranks, run, None, progress), workload, config.chosen)
     except KeyboardInterrupt:
         raise _interrupted(run, launch) from None
@@ -52,12 +57,17 @@ def tune(
             run.fault_log.write_text("\n".join(notes), encoding="utf-8")
         raise
     config = with_confirmation(config, run.records())
+    config = with_sweep(config, run.records(), launch.sweep, launch.zero_stage)
     _write(run, config)
     return config
 
 
-def recommend(run: str | Path, cluster: Cluster | None = None) -> BatchConfig:
+def recommend(
+    run: str | Path, cluster: Cluster | None = None, sweep: Sequence[int] | None = None
+) -> BatchConfig:
     """Decide again from what a run measured, for its own cluster or another of the same devices.
+
+    `sweep`: memories of one device, in bytes, to decide for as well; by default the run's.
 
     Raises:
         BadInput: there is no run, or the cluster's devices are of another kind.
@@ -72,7 +82,7 @@ def recommend(run: str | Path, cluster: Cluster | None = None) -> BatchConfig:
             "devices: step times do not carry over",
             hint=f"`scaler tune {launch.workload} --cluster FILE --out OTHER` measures there",
         )
-    return _decide(folder, cluster, launch)
+    return _decide(folder, cluster, launch, launch.sweep if sweep is None else sweep)
 
 
 def run_cluster(run: str | Path) -> Cluster:
@@ -114,7 +124,7 @@ def _open_run(launch: LaunchConfig, resume: bool, force: bool) -> RunFolder:
     run = RunFolder.open(launch.storage_path)
     before = LaunchConfig.load(run.launch)
     # What does not change a question may change on resuming.
-    free = {"budget_s", "address", "env", "storage_path", "runtime"}
+    free = {"budget_s", "address", "env", "storage_path", "runtime", "sweep"}
     changed = [
         name
         for name in LaunchConfig.model_fields
@@ -129,10 +139,10 @@ def _open_run(launch: LaunchConfig, resume: bool, force: bool) -> RunFolder:
     return run
 
 
-def _decide(run: RunFolder, cluster: Cluster, launch: LaunchConfig) -> BatchConfig:
+def _decide(run: RunFolder, cluster: Cluster, launch: LaunchConfig, sweep: Sequence[int] = ()) -> BatchConfig:
     records = run.records()
     config = decide(records, cluster, launch.zero_stage, launch.plan)
-    return with_confirmation(config, records)
+    return with_sweep(with_confirmation(config, records), records, sweep, launch.zero_stage)
 
 
 def _write(run: RunFolder, config: BatchConfig) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]iB|B)?")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+")
 
@@ -17,6 +18,23 @@ def format_bytes(size_bytes: float) -> str:
             break
         size /= 1024
     return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def parse_sizes(text: str) -> list[int]:
+    """Read sizes such as '8,16,24GiB' or '512MiB,1GiB' as bytes; a unit counts for the bare numbers before it.
+
+    Raises:
+        ValueError: a size is not a positive number, or none after it has a unit.
+    """
+    found: list[int] = []
+    unit = ""
+    for word in reversed(text.split(",")):
+        match = _SIZE.fullmatch(word.strip())
+        if match is None or float(match[1]) <= 0 or not (match[2] or unit):
+            raise ValueError(f"{word.strip()!r} is not a size such as 8GiB or 512MiB")
+        unit = match[2] or unit
+        found.append(int(float(match[1]) * 1024 ** _BYTE_UNITS.index(unit)))
+    return found[::-1]
 
 
 def bill_lines(items: Mapping[Any, int]) -> list[str]:

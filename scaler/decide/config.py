@@ -82,6 +82,20 @@ class Confirmation(Strict):
     comparisons: tuple[Comparison, ...]
 
 
+class SweepPoint(Strict):
+    """The decision for another memory of one device."""
+
+    device_memory_bytes: int
+    plan: BatchPlan | None = None
+    """The configuration to use; absent where nothing fits."""
+    samples_per_s: Estimate | None = None
+    time_to_target_s: Estimate | None = None
+    peak_memory_bytes: Estimate | None = None
+    bound_by: Bound | None = None
+    infeasible: str | None = None
+    """Why there is no plan."""
+
+
 class BatchConfig(Strict):
     """One batch configuration per worker count, the one to use, and what it rests on."""
 
@@ -96,6 +110,8 @@ class BatchConfig(Strict):
     findings: Findings
     rules_of_thumb: tuple[RuleOfThumb, ...] = ()
     confirmation: Confirmation | None = None
+    sweep: tuple[SweepPoint, ...] = ()
+    """What more or less memory of one device would change; empty unless asked for."""
     records: int
     """How many observations it rests on."""
     versions: dict[str, str]

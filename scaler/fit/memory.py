@@ -28,6 +28,8 @@ def fit_memory(
         own = [r for r in probes if (r.plan.zero_stage, r.plan.workers) == shape]
         traced = [c for c in curves if (c.zero_stage, c.workers) == shape and c.micro_batches]
         capacity = capacity_bytes or min((r.capacity_bytes for r in own if r.capacity_bytes), default=None)
+        # What was too large for a smaller device says nothing of this one.
+        own = [r for r in own if not r.too_large or (capacity or 0) <= (r.capacity_bytes or 2**62)]
         if capacity and traced:
             fits[shape] = fit_traced(traced, own, capacity)
         elif capacity and any(r.peak_bytes is not None and r.plan.accumulation == 1 for r in own):

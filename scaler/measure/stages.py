@@ -107,6 +107,18 @@ def measure_throughput(
         evidence.ask("throughput", [plan_task(probe_throughput, request)], expected=len(asked))
 
 
+def measure_plans(evidence: Evidence, plans: Sequence[BatchPlan]) -> None:
+    """Measure peak and fresh launches of plans that a sweep chose, so that it rests on measurements."""
+    tasks = [plan_task(probe_memory, MemoryRequest(plan)) for plan in dict.fromkeys(plans)]
+    for plan in dict.fromkeys(plans):
+        tasks += [
+            plan_task(probe_throughput, ThroughputRequest(plan, _STEPS_PER_RUN, seed=launched))
+            for launched in range(_LAUNCHES)
+        ]
+    for task in tasks:
+        evidence.ask("sweep", [task], expected=len(tasks))
+
+
 def measure_noise(evidence: Evidence, workload: Workload, fits: MemoryFits, workers: int) -> None:
     """Measure gradient noise at the reference, unsharded: on all workers, or in two passes on one."""
     fit = memory_for(fits, workers)

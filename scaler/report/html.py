@@ -16,6 +16,7 @@ from scaler.report.training import target_words
 from scaler.report.wording import (
     NOT_IDENTIFIABLE,
     NOT_MEASURED,
+    SWEEP_HEADERS,
     Form,
     amount,
     answer_rows,
@@ -26,6 +27,7 @@ from scaler.report.wording import (
     counted,
     interval,
     micro_batch_words,
+    sweep_lines,
 )
 from scaler.stats import Estimate
 from scaler.units import format_bytes, format_count, format_seconds
@@ -56,6 +58,8 @@ def render(config: BatchConfig, records: list[Record], target: tuple[float, str]
             (r.rule, format_count(r.global_batch), _ratio(r.time_ratio), r.agrees, r.verdict)
             for r in config.rules_of_thumb
         ],
+        sweep_headers=SWEEP_HEADERS,
+        sweep=sweep_lines(config),
         # draw() escapes its own text; nothing else is trusted.
         figures=[(f.name, f.title, Markup(draw(f)), f.caption) for f in figures.present],
         absent=figures.absent,

@@ -12,6 +12,7 @@ from rich.text import Text
 from scaler.decide.config import Answer, BatchConfig
 from scaler.report.wording import (
     NOT_MEASURED,
+    SWEEP_HEADERS,
     amount,
     answer_rows,
     answer_sentence,
@@ -19,6 +20,7 @@ from scaler.report.wording import (
     confirmation_sentence,
     counted,
     micro_batch_words,
+    sweep_lines,
 )
 from scaler.units import format_bytes, format_count, format_seconds
 
@@ -50,6 +52,8 @@ def answer_table(config: BatchConfig) -> RenderableType:
     ]
     if config.rules_of_thumb:
         parts += [heading("Rules of thumb"), _rules(config)]
+    if config.sweep:
+        parts += [heading("What the memory of one device buys"), _sweep(config)]
     parts += [heading("Predicted against observed"), plain(confirmation_sentence(config))]
     if config.confirmation is not None and config.confirmation.comparisons:
         parts.append(_comparisons(config))
@@ -106,6 +110,13 @@ def _rules(config: BatchConfig) -> Table:
         ratio = NOT_MEASURED if rule.time_ratio is None else f"{format_count(rule.time_ratio)} x"
         agrees = "yes" if rule.agrees else "no"
         table.add_row(*map(plain, (rule.rule, format_count(rule.global_batch), ratio, agrees, rule.verdict)))
+    return table
+
+
+def _sweep(config: BatchConfig) -> Table:
+    table = new_table(*SWEEP_HEADERS)
+    for line in sweep_lines(config):
+        table.add_row(*map(plain, line))
     return table
 
 

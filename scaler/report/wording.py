@@ -178,3 +178,36 @@ def _form(quantity: str) -> Form:
     if quantity.endswith("_bytes"):
         return format_bytes
     return format_seconds if quantity.endswith("_s") else format_count
+
+
+def sweep_lines(config: BatchConfig) -> list[tuple[str, ...]]:
+    """Give a line per swept device memory: memory, batch, passes, workers, samples/s, time to target, bound."""
+    lines: list[tuple[str, ...]] = []
+    for point in config.sweep:
+        memory = format_bytes(point.device_memory_bytes)
+        if point.plan is None:
+            lines.append((memory, "", "", "", "", "", f"nothing fits: {point.infeasible}"))
+            continue
+        lines.append(
+            (
+                memory,
+                format_count(point.plan.global_batch),
+                f"{micro_batch_words(point.plan)} x {point.plan.accumulation}",
+                str(point.plan.workers),
+                amount(point.samples_per_s, format_count),
+                amount(point.time_to_target_s, format_seconds),
+                str(point.bound_by),
+            )
+        )
+    return lines
+
+
+SWEEP_HEADERS = (
+    "device memory",
+    "global batch",
+    "micro x passes",
+    "workers",
+    "samples/s",
+    "time to target",
+    "bound by",
+)

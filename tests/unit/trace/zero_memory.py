@@ -1,5 +1,6 @@
 """The peak of real DeepSpeed engines, counted, in one process of several: FOLDER RANK WORLD."""
 
+import functools
 import json
 import os
 import sys
@@ -19,7 +20,7 @@ from scaler.engine.open import open_engine
 from scaler.runtime.protocol import Rank
 
 WIDTH, DEPTH = 256, 6
-STAGES = (1, 2, 3)
+STAGES = (0, 1, 2, 3)
 
 
 def network() -> nn.Module:
@@ -27,34 +28,47 @@ def network() -> nn.Module:
     return nn.Sequential(*hidden, nn.Linear(WIDTH, CLASSES))
 
 
-def examples() -> TensorDataset:
-    return TensorDataset(torch.zeros(64, WIDTH), torch.zeros(64, dtype=torch.int64))
+def examples(dtype=torch.float32) -> TensorDataset:
+    return TensorDataset(torch.zeros(64, WIDTH, dtype=dtype), torch.zeros(64, dtype=torch.int64))
 
 
-OPTIMIZERS = {"adamw": adamw, "momentum": momentum}
 CASES = {
-    "small batch": ("adamw", 4, 1),
-    "accumulating": ("adamw", 4, 2),
-    "large batch": ("adamw", 2048, 1),
-    "momentum": ("momentum", 4, 1),
+    "small batch": ({}, 4, 1),
+    "accumulating": ({}, 4, 2),
+    "large batch": ({}, 2048, 1),
+    "momentum": ({"optimizer": momentum}, 4, 1),
+    "momentum accumulating": ({"optimizer": momentum}, 4, 2),
+    "bf16": ({"precision": "bf16"}, 512, 1),
+    "16-bit weights": ({"model": lambda: network().bfloat16(), "train_data": lambda: examples(torch.bfloat16)}, 4, 1),
+    "foreach": ({"optimizer": functools.partial(adamw, foreach=True)}, 4, 1),
+    "view": ({"gradient_as_bucket_view": True}, 4, 1),
 }
-"""Optimizer, micro-batch, passes"""
+"""Fields of the workload, micro-batch, passes"""
 
 
-def case(optimizer):
-    return workload(model=network, train_data=examples, optimizer=OPTIMIZERS[optimizer])
+def case(name):
+    fields, _, _ = CASES[name]
+    return workload(**({"model": network, "train_data": examples} | fields))
 
 
-def peak(rank: Rank, stage: int, optimizer: str, micro_batch: int, passes: int) -> int:
+def peak(rank: Rank, stage: int, name: str) -> int:
     """Train two steps, as a memory probe does."""
+    _, micro_batch, passes = CASES[name]
     plan = BatchPlan.equal(micro_batch, passes, rank.world_size, stage)
-    batch = (torch.zeros(micro_batch, WIDTH), torch.zeros(micro_batch, dtype=torch.int64))
+    one = case(name)
+    x, y = one.train_data()[:1]
+    batch = (x.repeat(micro_batch, 1), y.repeat(micro_batch))
     with CountedMemory() as counted:
-        engine = open_engine(case(optimizer), plan, rank, 1e-3, 0)
+        engine = open_engine(one, plan, rank, 1e-3, 0)
         for _ in range(2):
             engine.step([batch] * passes, 1.0)
         engine.close()
     return counted.peak_bytes
+
+
+def tried(*a):
+    try: return peak(*a)
+    except Exception as e: return str(e)
 
 
 def main(folder: Path, number: int, world: int) -> None:
@@ -63,7 +77,7 @@ def main(folder: Path, number: int, world: int) -> None:
     store = dist.FileStore(str(folder / f"store-{world}"), world)
     dist.init_process_group("gloo", store=store, rank=number, world_size=world, timeout=timedelta(seconds=60))
     rank = Rank(number, world, Device("mock", 2**34), dist.group.WORLD)
-    found = {f"{name} {stage}": peak(rank, stage, *CASES[name]) for name in CASES for stage in STAGES}
+    found = {f"{name} {stage}": tried(rank, stage, name) for name in CASES for stage in STAGES}
     (folder / f"peaks-{world}-{number}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 
