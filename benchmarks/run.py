@@ -7,7 +7,7 @@ import sys
 
 from figure import table
 
-BENCHMARKS = ("demo", "task_cost", "noise_overhead")
+BENCHMARKS = ("demo", "task_cost", "noise_overhead", "prediction", "allocator")
 
 
 def main(names: list[str]) -> None:

@@ -71,5 +71,5 @@ def _trial() -> None:
 
     from scaler.device import open_device
 
-    rank = Rank(dist.get_rank(), 2, open_device("mock", 2**26), dist.group.WORLD)
+    rank = Rank(dist.get_rank(), 2, open_device(CLUSTER), dist.group.WORLD)
     probe_throughput(rank, load_workload("digits"), ThroughputRequest(PLAN, STEPS))

@@ -1,6 +1,7 @@
 """Devices: cuda, cpu and mock behind the same three calls - place a batch, wait, measure memory."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ class Device:
         self.kind = kind
         self.capacity_bytes = capacity_bytes
         self._concealed = concealed
+        self.compute_capability: float | None = None
         self.torch_device = torch.device("cpu")
         self.name: str = kind
 
@@ -69,6 +71,8 @@ class CudaDevice(Device):
         super().__init__("cuda", capacity_bytes or torch.cuda.get_device_properties(index).total_memory)
         self.torch_device = torch.device("cuda", index)
         self.name = torch.cuda.get_device_name(index)
+        major, minor = torch.cuda.get_device_capability(index)
+        self.compute_capability = major + minor / 10
         torch.cuda.set_device(index)
 
     def put(self, batch: Any) -> Any:
@@ -105,6 +109,9 @@ def open_device(cluster: Cluster, rank: int | None = None, index: int = 0) -> De
     Raises:
         ClusterFailed: a CUDA device was asked for and torch sees none.
     """
+    if cluster.expandable_segments:
+        # Read when the allocator is first used.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     capacity_bytes = cluster.capacity_bytes(rank)
     if cluster.kind != "cuda":
         return Device(cluster.kind, capacity_bytes, cluster.concealed)

@@ -155,6 +155,8 @@ class PredictionRecord(Observation):
 
     kind: Literal["prediction"] = "prediction"
     prediction: Prediction
+    capacity_bytes: PositiveInt | None = None
+    """Of the device that the prediction is for."""
 
 
 class ThroughputRecord(Observation):

@@ -21,7 +21,7 @@ def format_bytes(size_bytes: float) -> str:
 
 
 def parse_sizes(text: str) -> list[int]:
-    """Read sizes such as '8,16,24GiB' or '512MiB,1GiB' as bytes; a unit counts for the bare numbers before it.
+    """Read sizes such as '8,16,24GiB' as bytes; a unit counts for the bare numbers before it too.
 
     Raises:
         ValueError: a size is not a positive number, or none after it has a unit.

@@ -21,13 +21,14 @@ def fit_memory(
     """
     records = list(records)
     probes = [record for record in records if isinstance(record, MemoryRecord)]
+    said = min((r.capacity_bytes for r in records if r.capacity_bytes), default=None)
+    capacity = capacity_bytes or said
     curves = [c for r in records if isinstance(r, PredictionRecord) for c in r.prediction.curves]
     fits: MemoryFits = {}
     shapes = {(r.plan.zero_stage, r.plan.workers) for r in probes}
     for shape in sorted(shapes | {(curve.zero_stage, curve.workers) for curve in curves}):
         own = [r for r in probes if (r.plan.zero_stage, r.plan.workers) == shape]
         traced = [c for c in curves if (c.zero_stage, c.workers) == shape and c.micro_batches]
-        capacity = capacity_bytes or min((r.capacity_bytes for r in own if r.capacity_bytes), default=None)
         # What was too large for a smaller device says nothing of this one.
         own = [r for r in own if not r.too_large or (capacity or 0) <= (r.capacity_bytes or 2**62)]
         if capacity and traced:

@@ -30,7 +30,13 @@ def probe_prediction(rank: Rank, workload: Workload, request: PredictionRequest)
         for accumulating in (False, True)
         for workers, stage in request.shapes
     ]
+    cluster, device = request.cluster, rank.device
+    if cluster.capacity_bytes() is None:
+        cluster = cluster.model_copy(update={"device_memory_bytes": device.capacity_bytes})
+    if device.compute_capability is not None:
+        cluster = cluster.model_copy(update={"compute_capability": device.compute_capability})
     return PredictionRecord(
         **observation(probe_prediction, rank, request),
-        prediction=ask_prediction(workload, request.cluster, shapes, largest=request.largest),
+        prediction=ask_prediction(workload, cluster, shapes, largest=request.largest),
+        capacity_bytes=cluster.capacity_bytes(),
     )

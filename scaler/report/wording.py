@@ -13,6 +13,16 @@ NOT_IDENTIFIABLE = "not identifiable"
 SETTING = "a setting"  # in the place of an interval: chosen, not estimated
 _SPELLED_OUT = 2  # unequal micro-batches that are still listed one by one
 
+SWEEP_HEADERS = (
+    "device memory",
+    "global batch",
+    "micro x passes",
+    "workers",
+    "samples/s",
+    "time to target",
+    "bound by",
+)
+
 Form = Callable[[float], str]
 
 
@@ -181,7 +191,7 @@ def _form(quantity: str) -> Form:
 
 
 def sweep_lines(config: BatchConfig) -> list[tuple[str, ...]]:
-    """Give a line per swept device memory: memory, batch, passes, workers, samples/s, time to target, bound."""
+    """Give a line of cells, as SWEEP_HEADERS names them, for each device memory that was swept."""
     lines: list[tuple[str, ...]] = []
     for point in config.sweep:
         memory = format_bytes(point.device_memory_bytes)
@@ -200,14 +210,3 @@ def sweep_lines(config: BatchConfig) -> list[tuple[str, ...]]:
             )
         )
     return lines
-
-
-SWEEP_HEADERS = (
-    "device memory",
-    "global batch",
-    "micro x passes",
-    "workers",
-    "samples/s",
-    "time to target",
-    "bound by",
-)

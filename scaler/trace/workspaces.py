@@ -11,6 +11,7 @@ aten = torch.ops.aten
 _MIB = 2**20
 _TENSOR_CORES = {torch.float16: 7.0, torch.bfloat16: 8.0}
 _HOPPER = 9.0
+_COPIES = 2  # of a convolution's tensors, in cuDNN's workspace
 
 _GEMMS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 
@@ -55,14 +56,15 @@ class Workspaces:
 
         cuDNN's 16-bit tensor-core kernels want channels last. For other tensors it converts: copies of
         input, weight and output lie in the workspace (nchwToNhwcKernel and back in profiles:
-        tensorflow/tensorflow#15897, instanseg/instanseg#144). Float32 kernels come for both layouts, and a
-        depthwise convolution has kernels of its own.
+        tensorflow/tensorflow#15897, instanseg/instanseg#144). What else lies there is not documented; twice
+        the copies fits recorded training best (benchmarks/rtx3090_ladder.py). Float32 kernels come for both
+        layouts (tensorflow/tensorflow#56744), and a depthwise convolution has kernels of its own.
         """
         if self._compute_capability < _TENSOR_CORES.get(x.dtype, float("inf")) or _is_depthwise(x, groups):
             return 0
         if any(t.dim() == 4 and suggest_memory_format(t) == torch.channels_last for t in (x, weight)):
             return 0  # cudnn_conv_suggest_memory_format in ATen/native/ConvUtils.h
-        return int(x.itemsize * (x.numel() + weight.numel() + output_numel))
+        return int(_COPIES * x.itemsize * (x.numel() + weight.numel() + output_numel))
 
 
 def _is_depthwise(x: torch.Tensor, groups: int) -> bool:

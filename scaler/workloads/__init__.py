@@ -1,1 +1,1 @@
-"""Built-in workloads, each a module with a `workload`: digits, mnist, chars."""
+"""Built-in workloads, each a module with a `workload`: digits, mnist, chars, gpt2, resnet50."""

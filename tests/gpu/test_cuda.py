@@ -22,7 +22,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("micro_batch", [64, 1437])
 def test_the_peak_holds_what_the_allocator_reserved_and_the_context(micro_batch: int) -> None:
-    rank = Rank(0, 1, open_device("cuda", None))
+    rank = Rank(0, 1, open_device(Cluster(workers=1, kind="cuda")))
     record = probe_memory(rank, load_workload("digits"), MemoryRequest(BatchPlan.equal(micro_batch, 1, 1)))
     reserved_bytes = torch.cuda.max_memory_reserved()
     assert record.peak_bytes is not None and record.capacity_bytes is not None

@@ -1,0 +1,150 @@
+"""Devices whose memory is known to the byte, and that conceal some of it from the prediction."""
+
+from dataclasses import dataclass, field
+
+from asking import curve
+
+from scaler.batch import BatchPlan
+from scaler.cluster import Cluster, ConcealedBias
+from scaler.fit.memory import fit_memory
+from scaler.fit.traced import TracedFit
+from scaler.probe.memory import MemoryRequest, probe_memory
+from scaler.probe.prediction import PredictionRequest, probe_prediction
+from scaler.probe.workload import probe_workload
+from scaler.records import (
+    MemoryRecord,
+    PredictedCurve,
+    Prediction,
+    PredictionRecord,
+    WorkloadRecord,
+    environment,
+    now,
+)
+from scaler.runtime.protocol import Outcome, Task
+
+TRAIN_EXAMPLES = 4096
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What a step truly takes: max(floor, fixed + per example x micro-batch), allocated a granule at a time."""
+
+    cluster: Cluster
+    fixed_bytes: int = 1000
+    example_bytes: int = 100
+    floor_bytes: int = 0
+    gradient_bytes: int = 0
+    """Held beside when accumulating."""
+    granule_bytes: int = 1
+    known_in_use: bool = True
+    """Whether a device that runs out says how much was in use (a sharded engine does not)."""
+    concealed: ConcealedBias = field(default_factory=ConcealedBias)
+
+    def live_bytes(self, micro_batch: int, accumulation: int = 1) -> int:
+        held = max(self.floor_bytes, self.fixed_bytes + self.example_bytes * micro_batch)
+        return held + self.gradient_bytes * (accumulation > 1)
+
+    def peak_bytes(self, micro_batch: int, accumulation: int = 1) -> int:
+        return self.concealed.counted_bytes(self.live_bytes(micro_batch, accumulation))
+
+    def largest(self, most: int, accumulation: int = 1) -> int:
+        """The largest micro-batch up to `most` that truly leaves margin and reserve, 0 if none."""
+        capacity = self.cluster.capacity_bytes()
+        fits = (m for m in range(1, most + 1) if self.cluster.fits(self.peak_bytes(m, accumulation), capacity))
+        return max(fits, default=0)
+
+    def curve(self, workers: int, zero_stage: int, largest: int, accumulating: bool) -> PredictedCurve:
+        """The live bytes, exactly: the line bends only where the floor ends."""
+        bend = (self.floor_bytes - self.fixed_bytes) // self.example_bytes
+        sizes = sorted({1, largest, *(m for m in (bend, bend + 1) if 1 <= m <= largest)})
+        return curve(
+            lambda m: self.live_bytes(m, 1 + accumulating), sizes, workers, zero_stage, accumulating
+        )
+
+    def predict(self, request: PredictionRequest) -> Prediction:
+        return Prediction(
+            curves=tuple(
+                self.curve(workers, stage, request.largest, accumulating)
+                for accumulating in (False, True)
+                for workers, stage in request.shapes
+            ),
+            confidence="high",
+        )
+
+    def measure(self, plan: BatchPlan) -> MemoryRecord:
+        """What probing a plan gives; every rank is counted with its own device."""
+        limits = [self.cluster.capacity_bytes(rank) for rank in range(plan.workers)]
+        peaks = [self.peak_bytes(entry, plan.accumulation) for entry in plan.micro_batches]
+        failed = [limit for peak, limit in zip(peaks, limits, strict=True) if peak > limit]
+        in_use = self._in_use_bytes(min(failed)) if failed and self.known_in_use else None
+        return MemoryRecord(
+            **_seen(Task(probe_memory, MemoryRequest(plan), plan.workers)),
+            plan=plan,
+            out_of_memory=bool(failed),
+            peak_bytes=None if failed else max(peaks),
+            rank_peak_bytes=() if failed else tuple(peaks),
+            in_use_bytes=in_use,
+            capacity_bytes=limits[0],
+        )
+
+    def _in_use_bytes(self, capacity_bytes: int) -> int:
+        """Most that was counted before one granule more was too much."""
+        low, high = 0, capacity_bytes + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            counted = self.concealed.counted_bytes(middle * self.granule_bytes)
+            low, high = (middle, high) if counted <= capacity_bytes else (low, middle)
+        return self.concealed.counted_bytes(low * self.granule_bytes)
+
+    # One way of spreading
+
+    def ask(self, micro_batch: int) -> list[MemoryRecord]:
+        return [self.measure(BatchPlan.equal(micro_batch, 1, 1))]
+
+    def fit(self, largest: int, measured: list[MemoryRecord]) -> TracedFit:
+        request = PredictionRequest(((1, 0),), largest, self.cluster)
+        record = PredictionRecord(
+            **_seen(Task(probe_prediction, request)), prediction=self.predict(request)
+        )
+        found = fit_memory([record, *measured], self.cluster.capacity_bytes())[0, 1]
+        assert isinstance(found, TracedFit)
+        return found
+
+
+class SimulatedRuntime:
+    """Answers what memory is measured with, on any number of workers."""
+
+    def __init__(self, devices: Devices) -> None:
+        self.devices, self.workers = devices, devices.cluster.max_workers
+
+    def run(self, tasks):
+        for task in tasks:
+            if task.probe is probe_workload:
+                yield Outcome(task, _sizes(task))
+            else:
+                yield Outcome(task, self.devices.measure(task.request.plan))
+
+
+def _sizes(task: Task) -> WorkloadRecord:
+    return WorkloadRecord(
+        **_seen(task),
+        name="simulated",
+        reference_global_batch=32,
+        reference_learning_rate=0.1,
+        reference_warmup_examples=0,
+        target_value=0.9,
+        target_direction="max",
+        train_examples=TRAIN_EXAMPLES,
+        eval_examples=1,
+        parameters=250,
+        batch_statistics=(),
+    )
+
+
+def _seen(task: Task) -> dict:
+    return {
+        "task": task.key,
+        "seed": task.request.seed,
+        "taken_at": now(),
+        "environment": environment("mock", task.workers),
+    }
