@@ -19,7 +19,8 @@ from scaler.errors import BadInput, ScalerError, WorkloadError, nearest
 if TYPE_CHECKING:
     import torch
 
-_NOT_THE_USERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<frozen")
+_OURS = [str(Path(__file__).with_name(name)) for name in ("counted_memory.py", "engine", "trace")]
+_NOT_THE_USERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<frozen", *_OURS)
 
 BUILT_IN = ("digits", "mnist", "chars", "gpt2", "resnet50")
 

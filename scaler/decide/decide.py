@@ -16,6 +16,7 @@ from scaler.records import (
     ConfirmationRecord,
     MemoryRecord,
     NoiseRecord,
+    PredictionRecord,
     Record,
     WorkloadRecord,
 )
@@ -98,7 +99,12 @@ def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> F
     noise = fit_noise_scale(r for r in records if isinstance(r, NoiseRecord))
     exponent = rate_exponent(fits.batches.values())
     critical = fits.steps.critical_batch() if fits.steps else None
-    notes = []
+    predictions = [r.prediction for r in records if isinstance(r, PredictionRecord)]
+    notes = [
+        f"memory {'is uncertain' if prediction.curves else 'could not be predicted, only measured'}: {note}"
+        for prediction in predictions
+        for note in prediction.notes
+    ]
     if noise is None:
         notes.append("gradient noise scale: not identifiable, or not measured (ZeRO and fp16 hide it)")
     if critical is None:

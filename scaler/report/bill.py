@@ -9,6 +9,7 @@ from rich.text import Text
 from scaler.cluster import Cluster
 from scaler.plan import Bill, Plan, Plans
 from scaler.report.terminal import heading, make_console, new_table, plain
+from scaler.trace.shape import LARGEST
 from scaler.units import format_bytes, format_count
 
 _NAMES = {
@@ -85,6 +86,7 @@ def _overview(plans: tuple[Plan, ...]) -> RenderableType:
     found = new_table("workers", "ZeRO", "largest micro-batch", "peak there", "set by", "host", "confidence")
     for plan in plans:
         largest = format_count(plan.max_micro_batch) if plan.max_micro_batch else "none: 1 is too large"
+        largest += " or more" if plan.max_micro_batch == LARGEST else ""
         cells = (format_bytes(plan.peak_bytes), plan.regime, format_bytes(plan.host_bytes), plan.confidence)
         found.add_row(*map(plain, (str(plan.workers), str(plan.zero_stage), largest, *cells)))
     return found

@@ -200,7 +200,11 @@ class Predictor:
         start, line = self._line(accumulating, micro_batch)
         holds = line.error(self._trace(accumulating, micro_batch)) <= _TOLERANCE
         if not holds and start < micro_batch:
-            self._trace_line(accumulating, micro_batch)
+            try:
+                self._trace_line(accumulating, micro_batch)
+            except Untraceable as error:
+                self.notes.add(f"extrapolated from micro-batch {start}: {error}")
+                return True
         return holds
 
     def _offloaded_bytes(self, shape: Shape) -> int:

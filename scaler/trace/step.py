@@ -24,6 +24,7 @@ from scaler.trace.tracer import Trace, Tracer
 from scaler.trace.workspaces import Workspaces
 from scaler.workload import Workload
 
+_BUILDING = "building the model"
 _STEPS = 2  # the optimizer's state appears in the first
 
 
@@ -56,16 +57,27 @@ def trace_steps(
         try:
             engine = TorchEngine(faked, plan, rank, workload.reference.learning_rate, seed=0)
             path.name(engine.module)
+            _check_traceable(engine.module)
+            if cuda and any(isinstance(part, torch.nn.RNNBase) for part in engine.module.modules()):
+                tracer.trace.notes.add("recurrent layers: cuDNN's workspace is not modelled")
             with tracer:
                 _train(tracer, engine, passes)
         except WorkloadError as error:
+            if path.innermost == _BUILDING:
+                raise  # it was built for real: the fault is the user's
             # The user's code ran on tensors without values: the fault may well be ours.
             raise Untraceable(f"{path.innermost}: {error.__cause__} ({tracer.operator})") from error
-        except (BadInput, MemoryError):
+        except (BadInput, MemoryError, Untraceable):
             raise
         except Exception as error:
             raise Untraceable(f"{path.innermost}: {error} ({tracer.operator})") from error
     return tracer.trace
+
+
+def _check_traceable(module: torch.nn.Module) -> None:
+    for name, part in module.named_modules():
+        if type(part).__name__ == "OptimizedModule" or part._compiled_call_impl is not None:
+            raise Untraceable(f"{name or 'the model'}: it is compiled, and what is fused is not allocated")
 
 
 def _train(tracer: Tracer, engine: TorchEngine, passes: list[Any]) -> None:
@@ -101,7 +113,7 @@ class _Path:
     """Follows which module runs, to name it where tracing fails."""
 
     def __init__(self) -> None:
-        self.innermost = "building the model"
+        self.innermost = _BUILDING
         self._names: dict[torch.nn.Module, str] = {}
 
     def name(self, module: torch.nn.Module) -> None:

@@ -28,11 +28,18 @@ def test_the_readmes_import_works() -> None:
     exec(line, {})
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"^\$ scaler (.+?)(?:\s+#.*)?$", README, re.M))))
-def test_the_readmes_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+COMMANDS = {
+    command
+    for page in PAGES
+    for command in re.findall(r"^\$ scaler (.+?)(?:\s+#.*)?$", page.read_text(encoding="utf-8"), re.M)
+}
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_pages_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     called: list[str] = []
-    for name in ("_tune", "_recommend", "_report"):
+    for name in ("_tune", "_plan", "_recommend", "_report"):
         monkeypatch.setattr(f"scaler.cli.{name}", lambda options: called.append(str(options)))
     assert main(command.split()) == 0 and called
 
