@@ -56,12 +56,27 @@ def _global_batch(bound: Bound, ranked_times: Sequence[tuple[int, float]]) -> st
 def _micro_batch(plan: BatchPlan, memory: MemoryFit | None, cluster: Cluster) -> str:
     if memory is None:
         return "memory was not measured"
+    if cluster.devices:
+        return _unequal(plan, memory, cluster)
     peak = memory.peak_bytes(plan.micro_batch, plan.accumulation).value
-    return (
+    largest = memory.max_micro_batch(cluster, plan.accumulation)
+    text = (
         f"predicted peak {format_bytes(peak)} x {1 + cluster.margin:g} "
         f"+ {format_bytes(cluster.reserve_bytes)} reserve <= {format_bytes(memory.capacity_bytes)}; "
-        f"the largest that fits is {memory.max_micro_batch(cluster, plan.accumulation)}"
+        f"the largest that fits is {largest}"
     )
+    bare = memory.max_micro_batch(cluster.model_copy(update={"margin": 0.0}), plan.accumulation)
+    return f"{text}, without the margin for unusual batches {bare}" if bare > largest else text
+
+
+def _unequal(plan: BatchPlan, memory: MemoryFit, cluster: Cluster) -> str:
+    ranks = [group for group in cluster.devices for _ in range(group.workers)]
+    parts = {
+        f"{size} on {group.device} with {format_bytes(group.device_memory_bytes)}, where "
+        f"{memory.max_micro_batch(cluster, plan.accumulation, group.device_memory_bytes)} fit": None
+        for size, group in zip(plan.micro_batches, ranks, strict=True)
+    }
+    return "; ".join(parts)
 
 
 def _accumulation(plan: BatchPlan) -> str:

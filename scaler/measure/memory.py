@@ -42,7 +42,7 @@ def measure_memory(
     found: list[MemoryRecord | PredictionRecord] = [*predictions]
     for zero_stage, workers in shapes:
         known = partial(_fit, predictions, cluster, (zero_stage, workers))
-        ask = partial(_ask_peak, evidence, cluster, known, workers, zero_stage)
+        ask = partial(_ask_peak, evidence, cluster, known, sizes.train_examples, workers, zero_stage)
         if known([]) is None:
             measured = _ladder(ask, cluster, useful[workers])
         else:
@@ -53,7 +53,9 @@ def measure_memory(
             raise _too_big(cluster, sizes, measured[-1], predictions, (zero_stage, workers))
         if fitting:
             # Gradients live through the next forward pass when accumulating; large passes show it best.
-            twice = max(1, min(fitting[-1], useful[workers] // 2))
+            fit = known(measured)
+            most = fit.max_micro_batch(cluster, accumulation=2) if fit is not None else fitting[-1]
+            twice = max(1, min(most, fitting[-1], useful[workers] // 2))
             found += shrink(partial(ask, accumulation=2), twice, 0.5)
     return fit_memory(found, cluster.capacity_bytes())
 
@@ -90,6 +92,7 @@ def _ask_peak(
     evidence: Evidence,
     cluster: Cluster,
     known: Callable[[list[MemoryRecord]], TracedFit | None],
+    train_examples: int,
     workers: int,
     zero_stage: int,
     micro_batch: int,
@@ -103,7 +106,8 @@ def _ask_peak(
     fit = known([])
     if cluster.devices and workers == cluster.max_workers and fit is not None:
         most = [fit.max_micro_batch(cluster, 1, cluster.capacity_bytes(rank)) for rank in range(workers)]
-        entries = tuple(max(1, micro_batch * own // max(1, min(most))) for own in most)
+        share = min(micro_batch / max(1, min(most)), train_examples / (accumulation * sum(most)))
+        entries = tuple(max(1, int(own * share)) for own in most)
         plan = BatchPlan(micro_batches=entries, accumulation=accumulation, zero_stage=zero_stage)
     task = plan_task(probe_memory, MemoryRequest(plan))
     return [record for record in evidence.ask("memory", [task]) if isinstance(record, MemoryRecord)]

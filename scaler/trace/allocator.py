@@ -5,19 +5,9 @@ a method here stands for in PyTorch's c10/cuda/CUDACachingAllocator.cpp.
 """
 
 import sys
-from bisect import bisect_left, insort
 from collections.abc import Sequence
-from operator import attrgetter
 
-_MIB = 2**20
-_ROUND_BYTES = 512  # kMinBlockSize
-_SMALL_BYTES = _MIB  # kSmallSize: the largest request that the small pool serves
-_SMALL_SEGMENT = 2 * _MIB  # kSmallBuffer
-_LARGE_SEGMENT = 20 * _MIB  # kLargeBuffer
-_OWN_SEGMENT_BYTES = 10 * _MIB  # kMinLargeAlloc: requests from here on get a segment of their own size,
-_OWN_SEGMENT_ROUND = 2 * _MIB  # kRoundLarge: rounded up to this
-_ADDRESS_BITS = 52
-_ADDRESS_RANGE = 2**23 * _LARGE_SEGMENT  # of an expandable segment: 160 TiB, which no device fills
+from scaler.trace.pools import ROUND_BYTES, SMALL_BYTES, Block, Device, ExpandablePool, Pool
 
 
 class OutOfMemory(Exception):
@@ -37,11 +27,11 @@ class CachingAllocator:
     """
 
     def __init__(self, capacity_bytes: int | None = None, expandable_segments: bool = False) -> None:
-        self._device = _Device(sys.maxsize if capacity_bytes is None else capacity_bytes)
-        pool = _ExpandablePool if expandable_segments else _Pool
+        self._device = Device(sys.maxsize if capacity_bytes is None else capacity_bytes)
+        pool = ExpandablePool if expandable_segments else Pool
         self._small = pool(self._device, small=True)
         self._large = pool(self._device, small=False)
-        self._live: dict[int, _Block] = {}
+        self._live: dict[int, Block] = {}
         self.allocated_bytes = 0
         self.peak_allocated_bytes = 0
         self.retries = 0
@@ -64,13 +54,13 @@ class CachingAllocator:
         """
         if block in self._live:
             raise ValueError(f"block {block} is allocated already")
-        size = (size_bytes + _ROUND_BYTES - 1) // _ROUND_BYTES * _ROUND_BYTES
-        pool = self._small if size <= _SMALL_BYTES else self._large
+        size = (size_bytes + ROUND_BYTES - 1) // ROUND_BYTES * ROUND_BYTES
+        pool = self._small if size <= SMALL_BYTES else self._large
         found = pool.take(size) or pool.grow(size) or self._retry(pool, size)
         if found is None:
             raise OutOfMemory(size_bytes, self.reserved_bytes)
         if found.size - size >= pool.smallest_rest:
-            pool.insert(_Block(pool, found.address + size, found.size - size, found, found.after))
+            pool.insert(Block(pool, found.address + size, found.size - size, found, found.after))
             found.size = size
         self._use(block, found)
 
@@ -97,228 +87,24 @@ class CachingAllocator:
         `blocks`, in order of address: the key (None if free) and the bytes of each.
         """
         pool = self._small if small else self._large
-        last: _Block | None = None
+        last: Block | None = None
         for key, size in blocks:
             self._device.reserve(size)
-            last = _Block(pool, address, size, last, None)
+            last = Block(pool, address, size, last, None)
             address += size
             if key is None:
                 pool.insert(last)
             else:
                 self._use(key, last)
 
-    def _use(self, key: int, block: "_Block") -> None:
+    def _use(self, key: int, block: "Block") -> None:
         block.free = False
         self._live[key] = block
         self.allocated_bytes += block.size
         if self.allocated_bytes > self.peak_allocated_bytes:
             self.peak_allocated_bytes = self.allocated_bytes
 
-    def _retry(self, pool: "_Pool", size: int) -> "_Block | None":
+    def _retry(self, pool: "Pool", size: int) -> "Block | None":
         self.retries += 1
         self.empty_cache()
         return pool.grow(size)
-
-
-class _Device:
-    """The bytes that segments hold of the device, and the addresses of new ones."""
-
-    def __init__(self, capacity_bytes: int) -> None:
-        self._capacity_bytes = capacity_bytes
-        self._next_address = _ADDRESS_RANGE  # above every address that CUDA gives
-        self.reserved_bytes = 0
-        self.peak_reserved_bytes = 0
-
-    def reserve(self, size: int) -> bool:
-        if self.reserved_bytes + size > self._capacity_bytes:
-            return False
-        self.reserved_bytes += size
-        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
-        return True
-
-    def new_address(self, size: int) -> int:
-        self._next_address += size
-        return self._next_address - size
-
-
-class _Block:
-    """A stretch of a segment, linked to the stretches before and after it."""
-
-    __slots__ = ("address", "after", "before", "free", "mapped", "pool", "size")
-
-    def __init__(
-        self, pool: "_Pool", address: int, size: int, before: "_Block | None", after: "_Block | None"
-    ) -> None:
-        self.pool, self.address, self.size = pool, address, size
-        self.free = self.mapped = True
-        self.before, self.after = before, after
-        if before is not None:
-            before.after = self
-        if after is not None:
-            after.before = self
-
-
-class _Pool:
-    """The free blocks of one size class; its segments come whole from cudaMalloc."""
-
-    def __init__(self, device: _Device, small: bool) -> None:
-        self._device = device
-        self._small = small
-        self.smallest_rest = _ROUND_BYTES if small else _SMALL_BYTES + 1  # [should_split]
-        self._keys: list[int] = []  # size and address in one integer: bisect compares these fast
-        self._free: dict[int, _Block] = {}
-
-    def take(self, size: int) -> _Block | None:
-        """Remove the smallest free block that fits, the lowest of several [get_free_block]."""
-        index = bisect_left(self._keys, size << _ADDRESS_BITS)
-        return self._free.pop(self._keys.pop(index)) if index < len(self._keys) else None
-
-    def grow(self, size: int) -> _Block | None:
-        """Get a new segment, or None without room for it [alloc_block, get_allocation_size]."""
-        if self._small:
-            segment = _SMALL_SEGMENT
-        elif size < _OWN_SEGMENT_BYTES:
-            segment = _LARGE_SEGMENT
-        else:
-            segment = -(-size // _OWN_SEGMENT_ROUND) * _OWN_SEGMENT_ROUND
-        if not self._device.reserve(segment):
-            return None
-        return _Block(self, self._device.new_address(segment), segment, None, None)
-
-    def insert(self, block: _Block) -> None:
-        key = block.size << _ADDRESS_BITS | block.address
-        insort(self._keys, key)
-        self._free[key] = block
-
-    def remove(self, block: _Block) -> None:
-        key = block.size << _ADDRESS_BITS | block.address
-        del self._keys[bisect_left(self._keys, key)]
-        del self._free[key]
-
-    def merge(self, block: _Block) -> None:
-        """Let a block that is in no list swallow its free neighbours [try_merge_blocks]."""
-        before, after = block.before, block.after
-        if before is not None and before.free and before.mapped is block.mapped:
-            self.remove(before)
-            block.address = before.address
-            block.size += before.size
-            block.before = before.before
-            if block.before is not None:
-                block.before.after = block
-        if after is not None and after.free and after.mapped is block.mapped:
-            self.remove(after)
-            block.size += after.size
-            block.after = after.after
-            if block.after is not None:
-                block.after.before = block
-
-    def release(self) -> None:
-        """Free every segment that is one free block [release_blocks]."""
-        for block in list(self._free.values()):
-            if block.before is None and block.after is None:
-                self.remove(block)
-                self._device.reserved_bytes -= block.size
-
-
-class _ExpandablePool(_Pool):
-    """The blocks of one segment that grows and shrinks in place by whole granules [ExpandableSegment]."""
-
-    def __init__(self, device: _Device, small: bool) -> None:
-        super().__init__(device, small)
-        self.smallest_rest = _ROUND_BYTES
-        self._granule = _SMALL_SEGMENT if small else _LARGE_SEGMENT
-        self._unmapped: list[_Block] = []  # by address
-        start = device.new_address(_ADDRESS_RANGE)
-        self._insert_unmapped(_Block(self, start, _ADDRESS_RANGE, None, None))
-
-    def take(self, size: int) -> _Block | None:
-        """Best fit, where a block counts as large as it can grow [get_free_block]."""
-        index = bisect_left(self._keys, size << _ADDRESS_BITS)
-        if index == len(self._keys):
-            return None
-        best = self._free[self._keys[index]]
-        for place in range(index + 1, len(self._keys)):
-            block = self._free[self._keys[place]]
-            if _reach(block) >= _reach(best):
-                break
-            best = block
-        self.remove(best)
-        return best
-
-    def grow(self, size: int) -> _Block | None:
-        """Map the lowest granules that make room [try_allocate_expandable_block]."""
-        block = self._lowest(size)
-        if not block.mapped and not self._map(block, min(block.size, size)):
-            return None
-        while block.size < size:
-            unmapped = block.after
-            assert unmapped is not None, "the range ends in an unmapped block that always fits"
-            if not self._map(unmapped, min(unmapped.size, size - block.size)):
-                return None
-            block = unmapped  # which swallowed the mapped block before it
-        self.remove(block)
-        return block
-
-    def remove(self, block: _Block) -> None:
-        if block.mapped:
-            super().remove(block)
-        else:
-            self._unmapped.remove(block)
-
-    def release(self) -> None:
-        """Unmap every granule that is free as a whole [release_blocks, unmap_block]."""
-        for block in list(self._free.values()):
-            start = -(-block.address // self._granule) * self._granule
-            end = (block.address + block.size) // self._granule * self._granule
-            if start < end:
-                self._unmap(block, start, end)
-
-    def _lowest(self, size: int) -> _Block:
-        """Find the lowest free stretch that fits and has something to map [find_expandable_block]."""
-        for unmapped in self._unmapped:
-            before = unmapped.before
-            first = block = before if before is not None and before.free else unmapped
-            room = block.size
-            while room < size and block.after is not None and block.after.free:
-                block = block.after
-                room += block.size
-            if room >= size:
-                break
-        return first
-
-    def _map(self, block: _Block, size: int) -> bool:
-        """Back the start of an unmapped block with memory [map_block]."""
-        size = -(-size // self._granule) * self._granule
-        if not self._device.reserve(size):
-            return False
-        self._unmapped.remove(block)
-        if size < block.size:
-            rest = _Block(self, block.address + size, block.size - size, block, block.after)
-            self._insert_unmapped(rest)
-            block.size = size
-        block.mapped = True
-        self.merge(block)
-        self.insert(block)
-        return True
-
-    def _unmap(self, block: _Block, start: int, end: int) -> None:
-        self.remove(block)
-        if block.address < start:
-            self.insert(_Block(self, block.address, start - block.address, block.before, block))
-        if end < block.address + block.size:
-            self.insert(_Block(self, end, block.address + block.size - end, block, block.after))
-        block.address, block.size = start, end - start
-        self._device.reserved_bytes -= block.size
-        block.mapped = False
-        self.merge(block)
-        self._insert_unmapped(block)
-
-    def _insert_unmapped(self, block: _Block) -> None:
-        block.mapped = False
-        insort(self._unmapped, block, key=attrgetter("address"))
-
-
-def _reach(block: _Block) -> int:
-    """Count the bytes that the block could grow to."""
-    after = block.after
-    return block.size + (after.size if after is not None and not after.mapped else 0)

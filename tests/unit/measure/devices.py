@@ -22,7 +22,7 @@ from scaler.records import (
 )
 from scaler.runtime.protocol import Outcome, Task
 
-TRAIN_EXAMPLES = 4096
+TRAIN_EXAMPLES = 8192
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Devices:
     granule_bytes: int = 1
     known_in_use: bool = True
     """Whether a device that runs out says how much was in use (a sharded engine does not)."""
+    releases: bool = False
+    """Whether a device that is too small keeps going by releasing cached memory, again and again."""
+    others_bytes: int = 0
+    """What another process holds of each device."""
     concealed: ConcealedBias = field(default_factory=ConcealedBias)
 
     def live_bytes(self, micro_batch: int, accumulation: int = 1) -> int:
@@ -45,21 +49,21 @@ class Devices:
         return held + self.gradient_bytes * (accumulation > 1)
 
     def peak_bytes(self, micro_batch: int, accumulation: int = 1) -> int:
-        return self.concealed.counted_bytes(self.live_bytes(micro_batch, accumulation))
+        return self.others_bytes + self.concealed.counted_bytes(self.live_bytes(micro_batch, accumulation))
 
     def largest(self, most: int, accumulation: int = 1) -> int:
         """The largest micro-batch up to `most` that truly leaves margin and reserve, 0 if none."""
         capacity = self.cluster.capacity_bytes()
-        fits = (m for m in range(1, most + 1) if self.cluster.fits(self.peak_bytes(m, accumulation), capacity))
+        fits = (
+            m for m in range(1, most + 1) if self.cluster.fits(self.peak_bytes(m, accumulation), capacity)
+        )
         return max(fits, default=0)
 
     def curve(self, workers: int, zero_stage: int, largest: int, accumulating: bool) -> PredictedCurve:
         """The live bytes, exactly: the line bends only where the floor ends."""
         bend = (self.floor_bytes - self.fixed_bytes) // self.example_bytes
         sizes = sorted({1, largest, *(m for m in (bend, bend + 1) if 1 <= m <= largest)})
-        return curve(
-            lambda m: self.live_bytes(m, 1 + accumulating), sizes, workers, zero_stage, accumulating
-        )
+        return curve(lambda m: self.live_bytes(m, 1 + accumulating), sizes, workers, zero_stage, accumulating)
 
     def predict(self, request: PredictionRequest) -> Prediction:
         return Prediction(
@@ -73,12 +77,16 @@ class Devices:
 
     def measure(self, plan: BatchPlan) -> MemoryRecord:
         """What probing a plan gives; every rank is counted with its own device."""
+        assert plan.global_batch <= TRAIN_EXAMPLES, "there are no more examples"
         limits = [self.cluster.capacity_bytes(rank) for rank in range(plan.workers)]
         peaks = [self.peak_bytes(entry, plan.accumulation) for entry in plan.micro_batches]
         failed = [limit for peak, limit in zip(peaks, limits, strict=True) if peak > limit]
         in_use = self._in_use_bytes(min(failed)) if failed and self.known_in_use else None
+        seen = _seen(Task(probe_memory, MemoryRequest(plan), plan.workers))
+        if failed and self.releases:
+            return MemoryRecord(**seen, plan=plan, out_of_memory=False, peak_bytes=min(failed), retries=2)
         return MemoryRecord(
-            **_seen(Task(probe_memory, MemoryRequest(plan), plan.workers)),
+            **seen,
             plan=plan,
             out_of_memory=bool(failed),
             peak_bytes=None if failed else max(peaks),
@@ -92,9 +100,9 @@ class Devices:
         low, high = 0, capacity_bytes + 1
         while high - low > 1:
             middle = (low + high) // 2
-            counted = self.concealed.counted_bytes(middle * self.granule_bytes)
+            counted = self.others_bytes + self.concealed.counted_bytes(middle * self.granule_bytes)
             low, high = (middle, high) if counted <= capacity_bytes else (low, middle)
-        return self.concealed.counted_bytes(low * self.granule_bytes)
+        return self.others_bytes + self.concealed.counted_bytes(low * self.granule_bytes)
 
     # One way of spreading
 
@@ -103,9 +111,7 @@ class Devices:
 
     def fit(self, largest: int, measured: list[MemoryRecord]) -> TracedFit:
         request = PredictionRequest(((1, 0),), largest, self.cluster)
-        record = PredictionRecord(
-            **_seen(Task(probe_prediction, request)), prediction=self.predict(request)
-        )
+        record = PredictionRecord(**_seen(Task(probe_prediction, request)), prediction=self.predict(request))
         found = fit_memory([record, *measured], self.cluster.capacity_bytes())[0, 1]
         assert isinstance(found, TracedFit)
         return found
