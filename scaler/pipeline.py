@@ -49,6 +49,7 @@ def tune(
             if launch.cluster.kind == "mock":
                 plans = [point.plan for point in config.sweep if point.plan is not None]
                 measure_plans(evidence, plans)
+                config = _decide(run, launch.cluster, launch, launch.sweep)
             confirm(Evidence(ranks, run, None, progress), workload, config.chosen)
     except KeyboardInterrupt:
         raise _interrupted(run, launch) from None

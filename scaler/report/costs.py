@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from scaler.batch import BatchPlan
+from scaler.fit.memory import MemoryFit, fit_memory
 from scaler.fit.step_time import StepTimeFit, fit_step_time, run_median_s
-from scaler.records import MemoryRecord, ThroughputRecord
+from scaler.fit.traced import TracedFit
+from scaler.records import MemoryRecord, PredictionRecord, ThroughputRecord
 from scaler.report.figure import Axis, Figure, Level, Point, Series
 from scaler.report.wording import counted, micro_batch_words
 from scaler.units import format_bytes, format_count, format_seconds
@@ -18,22 +20,34 @@ _CURVE_POINTS = 40
 Runs = Sequence[ThroughputRecord]
 
 
-def memory_figure(records: Iterable[MemoryRecord], capacity_bytes: int | None = None) -> Figure | None:
+def memory_figure(
+    records: Iterable[MemoryRecord | PredictionRecord], capacity_bytes: int | None = None
+) -> Figure | None:
     """Show peak memory against the micro-batch per worker count; None without a measured peak.
 
     `capacity_bytes` of one device; by default the least that the records name.
     """
-    records = sorted(records, key=lambda r: (r.plan.workers, r.plan.accumulation > 1, r.plan.micro_batch))
-    measured = [r for r in records if r.peak_bytes is not None]
+    seen = list(records)
+    fits = fit_memory(seen, capacity_bytes)
+    probes = sorted(
+        (r for r in seen if isinstance(r, MemoryRecord)),
+        key=lambda r: (r.plan.workers, r.plan.accumulation > 1, r.plan.micro_batch),
+    )
+    measured = [r for r in probes if r.peak_bytes is not None]
     if not measured:
         return None
-    capacity = capacity_bytes or min((r.capacity_bytes for r in records if r.capacity_bytes), default=None)
-    shapes: dict[str, list[Point]] = defaultdict(list)
+    capacity = capacity_bytes or min((r.capacity_bytes for r in probes if r.capacity_bytes), default=None)
+    shapes: dict[str, list[MemoryRecord]] = defaultdict(list)
     for record in measured:
-        point = Point(record.plan.micro_batch, float(record.peak_bytes or 0))
-        shapes[_shape(record.plan, [r.plan for r in records])].append(point)
-    series = [Series(label, tuple(points), "line", i) for i, (label, points) in enumerate(shapes.items())]
-    failed = [r for r in records if r.out_of_memory]
+        shapes[_shape(record.plan, [r.plan for r in probes])].append(record)
+    series: list[Series] = []
+    for group, (label, own) in enumerate(shapes.items()):
+        curve = _memory_curve(fits.get((own[0].plan.zero_stage, own[0].plan.workers)), own)
+        points = tuple(Point(r.plan.micro_batch, float(r.peak_bytes or 0)) for r in own)
+        series.append(Series(label, points, "points" if curve else "line", group))
+        if curve:
+            series.append(Series("", curve, "curve", group))
+    failed = [r for r in probes if r.out_of_memory]
     if failed:
         height = float(capacity or max(r.peak_bytes or 0 for r in measured))
         marks = tuple(Point(r.plan.micro_batch, height) for r in failed)
@@ -47,6 +61,16 @@ def memory_figure(records: Iterable[MemoryRecord], capacity_bytes: int | None = 
         level=Level(capacity, f"device memory, {format_bytes(capacity)}") if capacity else None,
         caption=_memory_caption(measured, failed, capacity),
     )
+
+
+def _memory_curve(fit: MemoryFit | None, own: Sequence[MemoryRecord]) -> tuple[Point, ...]:
+    """Give the predicted peaks up to the largest measured; none without a prediction."""
+    if not isinstance(fit, TracedFit):
+        return ()
+    largest = max(r.plan.micro_batch for r in own)
+    sizes = np.unique(np.geomspace(1, largest, _CURVE_POINTS).round().astype(int))
+    passes = own[0].plan.accumulation
+    return tuple(Point(int(size), fit.peak_bytes(int(size), passes).value) for size in sizes)
 
 
 def step_time_figure(records: Iterable[ThroughputRecord]) -> Figure | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scaler.decide.config import BatchConfig
-from scaler.records import ConvergenceRecord, MemoryRecord, Record, ThroughputRecord
+from scaler.records import ConvergenceRecord, MemoryRecord, PredictionRecord, Record, ThroughputRecord
 from scaler.report.costs import memory_figure, step_time_figure, throughput_figure
 from scaler.report.figure import Figure
 from scaler.report.training import curves_figure, examples_figure, rates_figure
@@ -24,7 +24,7 @@ def build_figures(
     config: BatchConfig, records: Sequence[Record], target: tuple[float, str] | None = None
 ) -> Figures:
     """Turn records into figures; `target` is the metric's value and 'max' or 'min'."""
-    memory = [r for r in records if isinstance(r, MemoryRecord)]
+    memory = [r for r in records if isinstance(r, MemoryRecord | PredictionRecord)]
     runs = [r for r in records if isinstance(r, ThroughputRecord)]
     trials = [r for r in records if isinstance(r, ConvergenceRecord) and r.kind == "convergence"]
     no_target = "no learning rate reached the target at every seed" if trials else "no trial was run"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import optimizer
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -44,7 +45,7 @@ _FLASH_HEAD_DIM = 256
 @contextlib.contextmanager
 def cuda_semantics(compute_capability: float) -> Iterator[None]:
     """Follow CUDA's choices on CPU tensors, inside the block, for a device of `compute_capability`."""
-    devices = optim._get_foreach_kernels_supported_devices
+    devices, types = optim._get_foreach_kernels_supported_devices, optim._foreach_supported_types
     with torch.library._scoped_library("aten", "IMPL") as library, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each replaced kernel is announced
         _replace_autocast(library)
@@ -53,10 +54,12 @@ def cuda_semantics(compute_capability: float) -> Iterator[None]:
         library.impl("scaled_dot_product_attention", attention, "AutogradCPU")
         # On CUDA an optimizer takes all parameters at once unless told otherwise: more temporaries.
         optim._get_foreach_kernels_supported_devices = lambda: [*devices(), "cpu"]
+        optim._foreach_supported_types = [*types, FakeTensor]
         try:
             yield
         finally:
             optim._get_foreach_kernels_supported_devices = devices
+            optim._foreach_supported_types = types
 
 
 def _replace_autocast(library: torch.library.Library) -> None:

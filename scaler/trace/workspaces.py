@@ -82,8 +82,13 @@ def _output_numel(
     groups: int,
 ) -> int:
     """Count the elements of a convolution's result, as its documentation gives them."""
+    sizes, kernels = x.shape[2:], weight.shape[2:]
+    # One number may stand for all dimensions.
+    stride, padding, dilation, output_padding = (
+        [*given] * (len(sizes) // len(given)) for given in (stride, padding, dilation, output_padding)
+    )
     total = int(x.size(0)) * (weight.size(1) * groups if transposed else weight.size(0))
-    for i, (size, kernel) in enumerate(zip(x.shape[2:], weight.shape[2:], strict=True)):
+    for i, (size, kernel) in enumerate(zip(sizes, kernels, strict=True)):
         reach = dilation[i] * (kernel - 1)
         if transposed:
             total *= (size - 1) * stride[i] - 2 * padding[i] + reach + output_padding[i] + 1

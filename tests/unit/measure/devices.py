@@ -27,7 +27,7 @@ TRAIN_EXAMPLES = 8192
 
 @dataclass(frozen=True)
 class Devices:
-    """What a step truly takes: max(floor, fixed + per example x micro-batch), allocated a granule at a time."""
+    """What a step truly takes: max(floor, fixed + per example x micro-batch), a granule at a time."""
 
     cluster: Cluster
     fixed_bytes: int = 1000

@@ -67,12 +67,17 @@ def test_results_have_the_dtypes_that_cuda_s_autocast_gives(name, compute, wide,
     assert under_autocast(compute, dtype)[0] == (FP32 if wide else dtype), name
 
 
-def test_cross_entropy_keeps_no_float32_logits_for_bfloat16_and_converts_within_softmax_for_half():
-    for dtype in (HALF, BF16):
-        _, seen = under_autocast(lambda x: F.cross_entropy(x, LABELS()), dtype)
-        assert seen["_log_softmax"] == FP32
-        assert ("_to_copy" in seen) is (dtype is BF16)  # CUDA's kernel converts half only
-        assert seen["nll_loss_forward"] == FP32
+def test_softmax_converts_half_within_its_kernel_and_bfloat16_before():
+    for dtype, copies in ((HALF, False), (BF16, True)):
+        _, seen = under_autocast(lambda x: x.softmax(1), dtype)
+        assert seen["_softmax"] == FP32
+        assert ("_to_copy" in seen) is copies
+
+
+@pytest.mark.parametrize("dtype", [HALF, BF16])
+def test_cross_entropy_converts_after_log_softmax(dtype):
+    _, seen = under_autocast(lambda x: F.cross_entropy(x, LABELS()), dtype)
+    assert (seen["_log_softmax"], seen["_to_copy"], seen["nll_loss_forward"]) == (dtype, FP32, FP32)
 
 
 def test_the_lists_are_those_of_the_installed_torch():

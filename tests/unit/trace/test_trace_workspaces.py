@@ -60,7 +60,7 @@ def test_the_gradient_of_an_image_is_not_computed():
     "layer",
     [
         lambda **to: nn.Conv1d(32, 48, 5, padding=2, dilation=2, **to),
-        lambda **to: nn.Conv2d(32, 48, (3, 1, **to), stride=(2, 1), padding="valid", groups=4),
+        lambda **to: nn.Conv2d(32, 48, (3, 1), stride=(2, 1), padding="valid", groups=4, **to),
         lambda **to: nn.Conv3d(32, 16, 3, stride=2, **to),
         lambda **to: nn.ConvTranspose2d(32, 48, 3, stride=2, padding=1, output_padding=1, groups=2, **to),
         lambda **to: nn.ConvTranspose1d(32, 8, 4, dilation=2, **to),
@@ -87,13 +87,19 @@ def test_a_convolution_needs_no_copies_with(why, options):
 
 
 def test_weights_in_channels_last_decide_as_well():
-    found, *_ = convolve(lambda **to: nn.Conv2d(32, 64, 3).to(memory_format=torch.channels_last, **to))
+    def make(dtype):
+        layer = nn.Conv2d(32, 64, 3, dtype=dtype)
+        layer.weight.data = torch.empty(64, 32, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
+        return layer
+
+    found, *_ = convolve(make)
     assert [size_bytes for size_bytes, _ in found] == [0, 0, 0]
 
 
 def test_a_depthwise_convolution_needs_none_and_a_grouped_one_less_than_a_dense_one():
     dense, grouped, depthwise = (
-        convolve(lambda groups=groups, **to: nn.Conv2d(32, 32, 3, groups=groups, **to))[0][0][0] for groups in (1, 4, 32)
+        convolve(lambda groups=groups, **to: nn.Conv2d(32, 32, 3, groups=groups, **to))[0][0][0]
+        for groups in (1, 4, 32)
     )
     assert dense > grouped > depthwise == 0
 
