@@ -46,7 +46,7 @@ def tune(
             measure(evidence, workload, launch, ranks.workers)
             config = _decide(run, launch.cluster, launch, launch.sweep)
             _write(run, config)
-            if launch.cluster.kind == "mock":
+            if config.sweep and launch.cluster.kind == "mock":
                 plans = [point.plan for point in config.sweep if point.plan is not None]
                 measure_plans(evidence, plans)
                 config = _decide(run, launch.cluster, launch, launch.sweep)

@@ -8,7 +8,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from scaler.batch import ZeroStage
 from scaler.cluster import Cluster
 from scaler.errors import BadInput, NothingFeasible
-from scaler.records import Confidence, HostItem, MemoryItem, PredictedCurve, Regime
+from scaler.records import Confidence, HostItem, MemoryItem, PredictedCurve, PredictedPeak, Regime
 from scaler.schema import Strict
 from scaler.trace.ask import ask_prediction
 from scaler.trace.shape import Shape
@@ -18,35 +18,34 @@ from scaler.workload import Workload
 _MOST_WORKER_COUNTS = 16
 
 
-class Plan(Strict):
-    """The largest micro-batch of one way of spreading, and its bill there (at 1 where nothing fits)."""
+class Itemised(Strict):
+    """The peak of one way of spreading, for device and host."""
 
     workers: PositiveInt
     zero_stage: ZeroStage
-    max_micro_batch: NonNegativeInt
     peak_bytes: NonNegativeInt
+    """What nvidia-smi would show; the items add up to it."""
     items: dict[MemoryItem, NonNegativeInt]
-    host_bytes: NonNegativeInt
-    host_items: dict[HostItem, NonNegativeInt]
     regime: Regime
     confidence: Confidence
+    host_bytes: NonNegativeInt
+    """Of one worker's process."""
+    host_items: dict[HostItem, NonNegativeInt]
 
 
-class Bill(Strict):
-    """The peak of one way of spreading at a micro-batch that was asked for."""
+class Plan(Itemised):
+    """The largest micro-batch that fits, and the bill there (at 1 where nothing fits)."""
 
-    workers: PositiveInt
-    zero_stage: ZeroStage
+    max_micro_batch: NonNegativeInt
+
+
+class Bill(Itemised):
+    """The peak at a micro-batch that was asked for."""
+
     micro_batch: PositiveInt
     allocated_bytes: NonNegativeInt
     reserved_bytes: NonNegativeInt
-    peak_bytes: NonNegativeInt
     fits: bool
-    items: dict[MemoryItem, NonNegativeInt]
-    host_bytes: NonNegativeInt
-    host_items: dict[HostItem, NonNegativeInt]
-    regime: Regime
-    confidence: Confidence
 
 
 class Plans(Strict):
@@ -148,19 +147,24 @@ def worker_counts(cluster: Cluster) -> list[int]:
     return [n for n in counts if n in (counts[0], counts[-1]) or n & (n - 1) == 0]
 
 
+def _itemised(curve: PredictedCurve, peak: PredictedPeak, confidence: Confidence) -> dict[str, Any]:
+    # DeepSpeed's buffers are derived, not traced: medium at best.
+    derived = curve.zero_stage > 0 and confidence == "high"
+    return {
+        "workers": curve.workers,
+        "zero_stage": curve.zero_stage,
+        "peak_bytes": peak.peak_bytes,
+        "items": peak.items,
+        "regime": peak.regime,
+        "confidence": "medium" if derived else confidence,
+        "host_bytes": sum(peak.host_items.values()),
+        "host_items": peak.host_items,
+    }
+
+
 def _plan(curve: PredictedCurve, confidence: Confidence) -> Plan:
     (peak,) = curve.bills
-    return Plan(
-        workers=curve.workers,
-        zero_stage=curve.zero_stage,
-        max_micro_batch=curve.max_micro_batch,
-        peak_bytes=peak.peak_bytes,
-        items=peak.items,
-        host_bytes=sum(peak.host_items.values()),
-        host_items=peak.host_items,
-        regime=peak.regime,
-        confidence=_confidence(curve, confidence),
-    )
+    return Plan(**_itemised(curve, peak, confidence), max_micro_batch=curve.max_micro_batch)
 
 
 def _bills(
@@ -168,17 +172,11 @@ def _bills(
 ) -> list[Bill]:
     return [
         Bill(
-            workers=curve.workers,
-            zero_stage=curve.zero_stage,
+            **_itemised(curve, peak, confidence),
+            micro_batch=peak.micro_batch,
+            allocated_bytes=peak.allocated_bytes,
+            reserved_bytes=peak.reserved_bytes,
             fits=cluster.fits(peak.peak_bytes, capacity_bytes),
-            host_bytes=sum(peak.host_items.values()),
-            confidence=_confidence(curve, confidence),
-            **peak.model_dump(),
         )
         for peak in curve.bills
     ]
-
-
-def _confidence(curve: PredictedCurve, confidence: Confidence) -> Confidence:
-    """DeepSpeed's buffers are derived, not traced: medium at best."""
-    return "medium" if curve.zero_stage and confidence == "high" else confidence

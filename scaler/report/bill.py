@@ -7,7 +7,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from scaler.cluster import Cluster
-from scaler.plan import Bill, Plan, Plans
+from scaler.plan import Bill, Itemised, Plan, Plans
 from scaler.report.terminal import heading, make_console, new_table, plain
 from scaler.trace.shape import LARGEST
 from scaler.units import format_bytes, format_count
@@ -44,7 +44,7 @@ def plans_text(plans: Plans) -> RenderableType:
     parts: list[RenderableType] = [plain(_sentence(plans), "bold"), Text()]
     if plans.plans:
         parts.append(_overview(plans.plans))
-        shown: Plan | Bill = max(plans.plans, key=lambda p: (p.max_micro_batch, -p.zero_stage, -p.workers))
+        shown: Itemised = max(plans.plans, key=lambda p: (p.max_micro_batch, -p.zero_stage, -p.workers))
         micro_batch = max(1, max(plan.max_micro_batch for plan in plans.plans))
     else:
         parts.append(_asked(plans.at))
@@ -113,7 +113,7 @@ def _items(items: Mapping[Any, int], names: dict[str, str], total_bytes: int) ->
     return found
 
 
-def _which(shown: Plan | Bill, cluster: Cluster) -> str:
+def _which(shown: Itemised, cluster: Cluster) -> str:
     workers = -(-cluster.max_workers // cluster.nodes)
     needed_bytes = workers * shown.host_bytes
     text = (
@@ -126,5 +126,5 @@ def _which(shown: Plan | Bill, cluster: Cluster) -> str:
     return f"{text}, and it has {format_bytes(cluster.host_memory_bytes)}: {verdict}."
 
 
-def _spread(shown: Plan | Bill) -> str:
+def _spread(shown: Itemised) -> str:
     return f"{shown.workers} worker{'s' if shown.workers > 1 else ''}, ZeRO stage {shown.zero_stage}"

@@ -96,7 +96,7 @@ class Predictor:
             Untraceable: the model does not run on fake tensors.
         """
         best = self.max_micro_batch(shape, largest)
-        grid = self._grid(shape, best, largest) if sizes is None else []
+        grid = self._grid(shape, largest) if sizes is None else []
         return PredictedCurve(
             workers=shape.workers,
             zero_stage=shape.zero_stage,
@@ -110,18 +110,23 @@ class Predictor:
             bills=tuple(self.peak(shape, size) for size in sizes or [max(best, 1)]),
         )
 
-    def _grid(self, shape: Shape, best: int, largest: int) -> list[int]:
-        """Choose sizes up to `largest`: evenly on the log scale, and closely where memory ends.
+    def _grid(self, shape: Shape, largest: int) -> list[int]:
+        """Choose sizes up to `largest`: evenly on the log scale, and closely where a device's memory ends.
 
-        That is from where the peak leaves 15% of the device free: probes find out what a device adds.
+        That is from where the peak leaves a good part of it free: probes find out what a device adds.
         """
-        wide = {round(size) for size in np.geomspace(1, largest, _CURVE_POINTS)}
-        room_bytes = (self._cluster.capacity_bytes() or 0) / _ADDED
-        low = max(1, self._most(lambda size: self._unlimited(shape, size).reserved_bytes, room_bytes, best))
-        high = min(largest, best + max(1, best // 8))
+
+        def peak(size: int) -> int:
+            return self._unlimited(shape, size).reserved_bytes + self._fixed_bytes(shape)
+
+        grid = {round(size) for size in np.geomspace(1, largest, _CURVE_POINTS)}
         points = _NEAR_POINTS_CUDA if self._cuda else _NEAR_POINTS
-        near = {round(size) for size in np.linspace(low, high, min(points, high - low + 1))}
-        return sorted(wide | near)
+        ranks = range(self._cluster.max_workers if self._cluster.devices else 1)
+        for capacity_bytes in {self._cluster.capacity_bytes(rank) for rank in ranks} - {None}:
+            low = max(1, self._most(peak, (capacity_bytes or 0) / _ADDED, largest))
+            high = min(largest, self._most(peak, capacity_bytes or 0, largest) + 1)
+            grid |= {round(size) for size in np.linspace(low, high, min(points, high - low + 1))}
+        return sorted(grid)
 
     def _unlimited(self, shape: Shape, micro_batch: int) -> Peak:
         return self._replay(shape, micro_batch, None)

@@ -59,6 +59,7 @@ def test_it_resumes_to_an_answer(folder: Path) -> None:
     assert len({r.task for r in records}) == len(records)
     assert {r.kind for r in records} == {
         "workload",
+        "prediction",
         "memory",
         "throughput",
         "noise",

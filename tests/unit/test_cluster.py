@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scaler.cluster import Cluster
+from scaler.cluster import Cluster, ConcealedBias
 from scaler.errors import BadInput
 
 quiet = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -38,6 +38,30 @@ def test_a_whole_cluster_is_read(load):
     assert list(found.worker_counts) == list(range(2, 17))
 
 
+def test_what_prediction_needs_of_a_device_is_read(load):
+    found = load(
+        "workers: 1\nkind: cuda\ndevice: NVIDIA L4\ncompute_capability: 8.9\ncontext: 400MiB\n"
+        "communicator: 0\nexpandable_segments: true\nsource: its datasheet\n"
+    )
+    assert (found.device, found.compute_capability, found.source) == ("NVIDIA L4", 8.9, "its datasheet")
+    assert (found.context_bytes, found.communicator_bytes) == (400 * 2**20, 0)
+    assert found.expandable_segments is True
+
+
+def test_unequal_devices_are_read_in_the_order_of_ranks(load):
+    found = load("workers: 3\nkind: cuda\n" + GROUPS.replace("L4, workers: 1", "L4, workers: 2"))
+    assert [group.device for group in found.devices] == ["T4", "L4"]
+    assert [found.capacity_bytes(rank) for rank in range(3)] == [GIB, 22 * GIB, 22 * GIB]
+    assert found.capacity_bytes() == GIB  # which every one of them has
+    assert found.device_memory_bytes is None
+
+
+def test_concealed_bytes_are_read(load):
+    found = load(MOCK + "concealed: {share: 0.04, step_at: 32MiB, step_share: 0.06}\n").concealed
+    assert (found.share, found.step_at_bytes, found.step_share) == (0.04, 32 * 2**20, 0.06)
+    assert load(MOCK + "concealed: {}\n").concealed == ConcealedBias()
+
+
 def test_the_least_cluster_has_defaults_and_the_name_of_its_file(load):
     found = load("workers: 2\nkind: cpu\n")
     assert found.name == "lab"
@@ -47,6 +71,8 @@ def test_the_least_cluster_has_defaults_and_the_name_of_its_file(load):
     assert found.price_per_device_hour is None
     assert found.interconnect is None
     assert found.device_memory_bytes is None
+    assert (found.context_bytes, found.communicator_bytes, found.concealed) == (None, None, None)
+    assert (found.devices, found.expandable_segments, found.compute_capability) == ((), False, 8.0)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +96,11 @@ def test_a_path_may_be_text(tmp_path):
 
 
 BASE = "workers: 2\nkind: cpu\n"
+MOCK = "workers: 1\nkind: mock\ndevice_memory: 64MiB\n"
+GROUPS = (
+    "devices:\n  - {device: T4, workers: 1, device_memory: 1GiB}\n"
+    "  - {device: L4, workers: 1, device_memory: 22GiB}\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +143,27 @@ BASE = "workers: 2\nkind: cpu\n"
         (BASE + "name: 4\n", "name"),
         (BASE + "4: name\n", "4: "),
         ("workers: 2\nkind: mock\n", "device_memory: a mock device needs it"),
+        (BASE + "compute_capability: 4.0\n", "compute_capability"),
+        (BASE + "context: -1\n", "context"),
+        (BASE + "communicator: -1MiB\n", "communicator"),
+        (BASE + "expandable_segments: perhaps\n", "expandable_segments"),
+        (BASE + "devices: {device: a}\n", "devices"),
+        (BASE + "devices:\n  - {device: a, workers: 2}\n", "devices.0.device_memory: missing"),
+        (BASE + "devices:\n  - {device: a, workers: 0, device_memory: 1GiB}\n", "devices.0.workers"),
+        (BASE + "devices:\n  - {device: a, workers: 2, device_memory: 0}\n", "devices.0.device_memory"),
+        (BASE + "devices:\n  - {device: a, workers: 2, memory: 1GiB}\n", "devices.0.memory: unknown key"),
+        (BASE + "device_memory: 1GiB\n" + GROUPS, "devices: each has its own device_memory"),
+        ("workers: 3\nkind: mock\n" + GROUPS, "do not add up to the cluster's 3"),
+        ("workers: [1, 2]\nkind: mock\n" + GROUPS, "with unequal devices give one count"),
+        (BASE + GROUPS + "reserve: 1GiB\n", "reserve: leaves no device memory"),
+        (BASE + "concealed: {share: 0.05}\n", "concealed: only a mock device conceals bytes"),
+        (MOCK + "concealed: {share: 0.2}\n", "concealed.share"),
+        (MOCK + "concealed: {share: -0.1}\n", "concealed.share"),
+        (MOCK + "concealed: {share: .nan}\n", "concealed.share"),
+        (MOCK + "concealed: {shares: 0.1}\n", "concealed.shares: unknown key"),
+        (MOCK + "concealed: {step_at: 0}\n", "concealed.step_at"),
+        (MOCK + "concealed: {step_at: 1MiB, step_share: 0.11}\n", "concealed.step_share"),
+        (MOCK + "concealed: {share: 0.06, step_at: 1MiB, step_share: 0.05}\n", "together are at most 0.1"),
         ("", "expected a mapping"),
         ("- workers: 2\n", "expected a mapping"),
         ("cluster\n", "expected a mapping"),
@@ -163,7 +215,10 @@ _VALUES = (
     | st.sampled_from(["cpu", "mock", "1GiB", "x", ""])
     | st.lists(st.integers(-1, 4), max_size=3)
 )
-_KEYS = ["workers", "kind", "nodes", "device_memory", "host_memory", "reserve", "margin", "name", "other"]
+_KEYS = [
+    *("workers", "kind", "nodes", "device_memory", "host_memory", "reserve", "margin", "name", "other"),
+    *("devices", "context", "communicator", "concealed", "expandable_segments", "compute_capability"),
+]
 
 
 @quiet
@@ -205,6 +260,34 @@ def test_fits_is_the_formula_exactly(peak, eighths, reserve, slack):
 @pytest.mark.parametrize("kind", ["cpu", "cuda", "mock"])
 def test_the_stated_device_memory_is_the_capacity(kind):
     assert cluster(kind=kind, device_memory="64MiB").capacity_bytes() == 64 * 2**20
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mock"])
+def test_equal_devices_have_the_same_capacity_on_every_rank(kind):
+    found = cluster(kind=kind, device_memory="64MiB")
+    assert {found.capacity_bytes(rank) for rank in (None, 0, 1)} == {64 * 2**20}
+
+
+@quiet
+@given(
+    share=st.floats(0, 0.1),
+    step=st.floats(0, 0.1),
+    step_at=st.none() | st.integers(1, 2**40),
+    live=st.lists(st.integers(0, 2**40), min_size=2, max_size=8),
+)
+def test_a_device_conceals_at_most_a_tenth_and_never_less_for_more(share, step, step_at, live):
+    bias = ConcealedBias(share=share, step_at_bytes=step_at, step_share=min(step, 0.1 - share))
+    counted = [bias.counted_bytes(size) for size in sorted(live)]
+    assert counted == sorted(counted)
+    for size, found in zip(sorted(live), counted, strict=True):
+        assert size <= found <= size * 1.1 + 1
+        if step_at is None or size < step_at:
+            assert found == int(size * (1 + share))
+
+
+def test_concealed_bytes_step_up_at_a_size():
+    bias = ConcealedBias(share=0.02, step_at_bytes=1000, step_share=0.05)
+    assert [bias.counted_bytes(size) for size in (0, 500, 999, 1000, 2000)] == [0, 510, 1018, 1070, 2140]
 
 
 def test_only_a_cuda_device_knows_its_unstated_memory():

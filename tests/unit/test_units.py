@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scaler.units import format_bytes, format_count, format_seconds, parse_seconds
+from scaler.units import bill_lines, format_bytes, format_count, format_seconds, parse_seconds
 
 quiet = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -36,6 +36,27 @@ def test_bytes_carry_a_binary_unit(size_bytes, text):
 def test_formatted_bytes_keep_the_size(size_bytes):
     number, unit = format_bytes(size_bytes).split()
     assert float(number) * _BYTES[unit] == pytest.approx(size_bytes, rel=0.06, abs=0.5)
+
+
+def test_a_bill_is_written_largest_first_without_what_is_nothing():
+    items = {"parameters": 1536, "optimizer_state": 3 * 2**20, "buffers": 0, "context": 430 * 2**20}
+    assert bill_lines(items) == [
+        "   430.0 MiB  context",
+        "     3.0 MiB  optimizer state",
+        "     1.5 KiB  parameters",
+    ]
+    assert bill_lines({}) == bill_lines({"buffers": 0}) == []
+
+
+@quiet
+@given(st.dictionaries(st.text("abc_", min_size=1), st.integers(0, 2**50)))
+def test_a_bills_names_stand_in_one_column(items):
+    lines = bill_lines(items)
+    assert len(lines) == sum(size > 0 for size in items.values())
+    assert {line[:14] == f"  {line[2:12].strip():>10}  " for line in lines} <= {True}
+    assert sorted(line[14:] for line in lines) == sorted(
+        name.replace("_", " ") for name, size in items.items() if size
+    )
 
 
 @pytest.mark.parametrize(

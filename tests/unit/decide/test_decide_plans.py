@@ -3,6 +3,7 @@ from decide_records import MIB, Study, cluster_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scaler.cluster import Cluster
 from scaler.decide.plans import feasible_plan, split_batch
 from scaler.errors import BadInput, NothingFeasible
 from scaler.fit.memory import fit_memory, memory_for
@@ -70,3 +71,52 @@ def test_every_worker_needs_an_example():
     with pytest.raises(BadInput, match="leaves 4 of 8 workers without an example"):
         split_batch(4, 8, FITS, CLUSTER, 0)
     assert feasible_plan(4, 8, FITS, CLUSTER, 0) is None
+
+
+# Unequal devices
+
+UNEQUAL = Cluster.model_validate(
+    {
+        "name": "unequal",
+        "workers": 3,
+        "kind": "mock",
+        "devices": [
+            {"device": "old", "workers": 1, "device_memory": 40 * MIB},
+            {"device": "new", "workers": 2, "device_memory": 80 * MIB},
+        ],
+    }
+)
+UNEQUAL_FITS = fit_memory(Study(memory_mib=256).memory((1, 3)), UNEQUAL.capacity_bytes())
+LIMITS = [UNEQUAL_FITS[0, 3].max_micro_batch(UNEQUAL, 1, memory * MIB) for memory in (40, 80, 80)]
+
+
+def test_each_device_type_has_a_limit_of_its_own():
+    assert LIMITS == [260, 641, 641]  # (memory / 1.05 - 12 MiB) / 0.1 MiB
+
+
+@pytest.mark.parametrize("global_batch", [3, 100, 1_000, 1_542])
+def test_unequal_devices_have_entries_in_proportion_to_what_fits_them(global_batch):
+    plan = split_batch(global_batch, 3, UNEQUAL_FITS, UNEQUAL, 0)
+    assert (plan.global_batch, plan.accumulation) == (global_batch, 1)
+    for entry, limit in zip(plan.micro_batches, LIMITS, strict=True):
+        assert entry == pytest.approx(global_batch * limit / sum(LIMITS), abs=1)
+
+
+def test_the_smallest_device_does_not_bound_the_others():
+    equal = cluster_of(3, memory_mib=40)
+    fits = fit_memory(Study(memory_mib=256).memory((3,)), equal.capacity_bytes())
+    assert split_batch(1_500, 3, UNEQUAL_FITS, UNEQUAL, 0).accumulation == 1
+    assert split_batch(1_500, 3, fits, equal, 0).accumulation == 2
+
+
+@quiet
+@given(st.integers(3, 6_000))
+def test_no_device_takes_more_than_fits_it(global_batch):
+    plan = feasible_plan(global_batch, 3, UNEQUAL_FITS, UNEQUAL, 0)
+    if plan is None:
+        assert global_batch > sum(LIMITS)  # else one pass is enough
+        return
+    assert plan.global_batch == global_batch
+    for rank, entry in enumerate(plan.micro_batches):
+        peak_bytes = UNEQUAL_FITS[0, 3].peak_bytes(entry, plan.accumulation).value
+        assert UNEQUAL.fits(peak_bytes, UNEQUAL.capacity_bytes(rank))

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from scaler.batch import BatchPlan
+from scaler.cluster import Cluster
 from scaler.errors import BadInput
 from scaler.probe.convergence import ConvergenceRequest, probe_confirmation, probe_convergence
 from scaler.probe.memory import MemoryRequest, out_of_memory_record, probe_memory
 from scaler.probe.noise import NoiseRequest, probe_noise
+from scaler.probe.prediction import PredictionRequest, probe_prediction
 from scaler.probe.throughput import ThroughputRequest, probe_throughput
 from scaler.probe.workload import WorkloadRequest, probe_workload
 from scaler.records import (
@@ -20,11 +22,14 @@ from scaler.records import (
     ConvergenceRecord,
     MemoryRecord,
     NoiseRecord,
+    Prediction,
+    PredictionRecord,
     ThroughputRecord,
     WorkloadRecord,
 )
 from scaler.runtime.protocol import Task
-from scaler.workload import Reference, Target
+from scaler.trace.shape import Shape
+from scaler.workload import Reference, Target, load_workload
 
 PLAN = BatchPlan.equal(8, 1, 1)
 PASSES = BatchPlan.equal(4, 2, 1)
@@ -138,6 +143,108 @@ def test_the_record_of_a_task_that_could_not_report(tiny):
     assert record.out_of_memory
     assert record.peak_bytes is None
     assert record.environment.world_size == 2
+
+
+def test_a_peak_is_given_of_every_rank(tiny, ask):
+    record = ask(tiny(), probe_memory, MemoryRequest(PLAN), kind="mock", device_memory="64MiB")
+    assert record.rank_peak_bytes == (record.peak_bytes,)
+    assert (record.capacity_bytes, record.retries, record.too_large) == (64 * 2**20, 0, False)
+    assert (record.outside_bytes, record.in_use_bytes) == (None, None)  # CUDA's, and a failure's
+
+
+def test_out_of_memory_tells_what_was_in_use(tiny, ask):
+    def model():
+        return nn.Sequential(*(nn.Linear(4, 4) if k % 2 else nn.Tanh() for k in range(16)), nn.Linear(4, 1))
+
+    def asked(capacity):
+        request = MemoryRequest(BatchPlan.equal(64, 1, 1))
+        return ask(tiny(model=model), probe_memory, request, kind="mock", device_memory=capacity)
+
+    needed = asked(2**20).peak_bytes
+    in_use = []
+    for missing in (512, 4096, 8192):
+        record = asked(needed - missing)
+        assert record.too_large
+        assert record.rank_peak_bytes == ()
+        assert needed - missing - 2048 <= record.in_use_bytes <= needed - missing
+        in_use.append(record.in_use_bytes)
+    assert in_use == sorted(in_use, reverse=True)
+
+
+def test_concealed_bytes_are_in_the_peak(tiny, ask):
+    bare = ask(tiny(), probe_memory, MemoryRequest(PLAN), kind="mock", device_memory="1MiB")
+    biased = {"kind": "mock", "device_memory": "1MiB", "concealed": {"share": 0.08}}
+    record = ask(tiny(), probe_memory, MemoryRequest(PLAN), **biased)
+    assert record.peak_bytes == int(bare.peak_bytes * 1.08)
+
+
+# The prediction
+
+
+def request_of(**fields):
+    cluster = Cluster(name="a", workers=2, kind="mock", device_memory_bytes=2**21)
+    return PredictionRequest(**{"shapes": ((1, 0), (2, 0)), "largest": 512, "cluster": cluster} | fields)
+
+
+def test_a_prediction_is_named_by_its_question_not_by_its_cluster():
+    other = Cluster(name="b", workers=4, kind="cuda")
+    key = Task(probe_prediction, request_of()).key
+    assert key == Task(probe_prediction, request_of(cluster=other)).key
+    assert "cluster" not in key and "mock" not in key
+    assert '"shapes": [[1, 0], [2, 0]]' in key and '"largest": 512' in key
+    for change in ({"shapes": ((1, 0),)}, {"largest": 513}, {"seed": 1}):
+        assert Task(probe_prediction, request_of(**change)).key != key
+
+
+@pytest.fixture
+def predicted(monkeypatch):
+    """What the tracing process is asked; it answers without a curve."""
+    calls = []
+
+    def answer(workload, cluster, shapes, largest):
+        calls.append((cluster, shapes, largest))
+        return Prediction(curves=(), confidence="low", notes=("not traced",))
+
+    monkeypatch.setattr("scaler.probe.prediction.ask_prediction", answer)
+    return calls
+
+
+def test_a_prediction_is_asked_for_every_shape_in_one_pass_and_in_several(tiny, ask, predicted):
+    request = request_of()
+    record = ask(tiny(), probe_prediction, request)
+    ((cluster, shapes, largest),) = predicted
+    assert shapes == [Shape(n, 0, accumulating) for accumulating in (False, True) for n in (1, 2)]
+    assert (cluster, largest) == (request.cluster, 512)
+    assert type(record) is PredictionRecord
+    assert (record.task, record.seed) == (Task(probe_prediction, request).key, 0)
+    assert record.prediction == Prediction(curves=(), confidence="low", notes=("not traced",))
+
+
+def test_a_device_says_what_its_cluster_leaves_out(tiny, rank, predicted):
+    rank.device.capacity_bytes, rank.device.compute_capability = 24 * 2**30, 8.9
+    bare = Cluster(name="bare", workers=1, kind="cuda")
+    record = probe_prediction(rank, tiny(), request_of(cluster=bare))
+    stated = bare.model_copy(update={"device_memory_bytes": 22 * 2**30})
+    probe_prediction(rank, tiny(), request_of(cluster=stated))
+    seen = [(cluster.capacity_bytes(), cluster.compute_capability) for cluster, _, _ in predicted]
+    assert seen == [(24 * 2**30, 8.9), (22 * 2**30, 8.9)]
+    assert record.capacity_bytes == 24 * 2**30
+
+
+def test_a_predicted_peak_is_the_measured_one(ask):
+    """On a mock device only the bytes of tensors count: these are exact."""
+    here = {"kind": "mock", "device_memory": "2MiB"}
+    digits = load_workload("digits")
+    record = ask(digits, probe_prediction, request_of(), **here)
+    assert (record.environment.device, record.capacity_bytes) == ("mock", 2**21)
+    curves = {(c.workers, c.accumulating): c for c in record.prediction.curves}
+    assert set(curves) == {(workers, accumulating) for workers in (1, 2) for accumulating in (False, True)}
+    for accumulating in (False, True):
+        known = curves[1, accumulating]
+        assert (known.micro_batches[0], known.micro_batches[-1]) == (1, 512)
+        for at in (0, len(known.micro_batches) // 2, -1):
+            plan = BatchPlan.equal(known.micro_batches[at], 1 + accumulating, 1)
+            assert ask(digits, probe_memory, MemoryRequest(plan), **here).peak_bytes == known.peak_bytes[at]
 
 
 # Step times

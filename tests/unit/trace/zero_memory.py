@@ -40,11 +40,15 @@ CASES = {
     "momentum": ({"optimizer": momentum}, 4, 1),
     "momentum accumulating": ({"optimizer": momentum}, 4, 2),
     "bf16": ({"precision": "bf16"}, 512, 1),
-    "16-bit weights": ({"model": lambda: network().bfloat16(), "train_data": lambda: examples(torch.bfloat16)}, 4, 1),
+    "16-bit weights": (
+        {"model": lambda: network().bfloat16(), "train_data": lambda: examples(torch.bfloat16)},
+        4,
+        1,
+    ),
     "foreach": ({"optimizer": functools.partial(adamw, foreach=True)}, 4, 1),
     "small bucket": ({}, 4, 1),
     "small bucket accumulating": ({}, 4, 2),
-    "one bias bucket": ({"optimizer":momentum}, 600, 1),
+    "one bias bucket": ({"optimizer": momentum}, 600, 1),
     "view": ({"gradient_as_bucket_view": True}, 4, 1),
 }
 """Fields of the workload, micro-batch, passes"""
@@ -60,6 +64,7 @@ def peak(rank: Rank, stage: int, name: str) -> int:
     _, micro_batch, passes = CASES[name]
     torch.nn.functional.linear = LINEAR
     import scaler.engine.zero as z
+
     z._BUCKET_ELEMENTS = 102400 if "bucket" in name else 500_000_000
     plan = BatchPlan.equal(micro_batch, passes, rank.world_size, stage)
     one = case(name)
@@ -74,8 +79,10 @@ def peak(rank: Rank, stage: int, name: str) -> int:
 
 
 def tried(*a):
-    try: return peak(*a)
-    except Exception as e: return str(e)
+    try:
+        return peak(*a)
+    except Exception as e:
+        return str(e)
 
 
 def main(folder: Path, number: int, world: int) -> None:
