@@ -87,12 +87,18 @@ def _train(tracer: Tracer, engine: TorchEngine, passes: list[Any]) -> None:
     tracer.trace.element_bytes = sum(p.nbytes for p in trained) // sum(p.numel() for p in trained)
     tracer.end_step()
     engine.observer = _Phases(tracer, module)
+    # The scaler looks for infinities, which fakes neither have nor lack, and would skip the step.
+    engine._scaler._maybe_opt_step = _step  # type: ignore[method-assign, assignment]
     for _ in range(_STEPS):
         engine.step(passes, 1.0, synchronise=False)
         tracer.optimizing = False
         state = [value for entry in engine.optimizer.state.values() for value in entry.values()]
         tracer.label((value for value in state if isinstance(value, torch.Tensor)), "optimizer_state")
         tracer.end_step()
+
+
+def _step(optimizer: torch.optim.Optimizer, _state: Any, *args: Any, **kwargs: Any) -> Any:
+    return optimizer.step(*args, **kwargs)
 
 
 class _Phases:

@@ -15,9 +15,10 @@ from scaler import BatchPlan, Cluster, LaunchConfig, Reference, Target, Workload
 from scaler.decide.config import BatchConfig
 from scaler.errors import BadInput, Interrupted, NothingFeasible, WorkloadError
 from scaler.pipeline import report
-from scaler.records import ConvergenceRecord
+from scaler.records import ConvergenceRecord, MemoryRecord, Prediction, PredictionRecord
 from scaler.runs import RunFolder
 from scaler.runtime.replay import ReplayRuntime
+from scaler.trace.ask import ask_prediction
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "digits-mock-2"
 ONE = Cluster(name="one", workers=1, kind="mock", device_memory_bytes=2**20)
@@ -50,6 +51,16 @@ def plane(**fields: Any) -> Workload:
 def local(path: Path, **fields: Any) -> LaunchConfig:
     base: dict[str, Any] = {"workload": "plane", "cluster": ONE, "storage_path": str(path), "seeds": 2}
     return LaunchConfig(**{**base, "runtime": "local", **fields})
+
+
+ASK = "scaler.probe.prediction.ask_prediction"
+
+
+@pytest.fixture(autouse=True)
+def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing takes seconds: only the tests of the whole flow do it."""
+    nothing = Prediction(curves=(), confidence="low", notes=("not traced",))
+    monkeypatch.setattr(ASK, lambda *_, **__: nothing)
 
 
 @pytest.fixture
@@ -103,8 +114,20 @@ def test_report_writes_the_page_again(recorded: Path) -> None:
     assert BatchConfig.model_validate(yaml.safe_load((recorded / "batch-config.yaml").read_text()))
 
 
-def test_tune_in_process_from_question_to_confirmation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("traced", [True, False])
+def test_tune_in_process_from_question_to_confirmation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traced: bool
+) -> None:
+    if traced:
+        monkeypatch.setattr(ASK, ask_prediction)
     config = tune(local(tmp_path / "RUN"), workload=plane())
+    records = RunFolder.open(tmp_path / "RUN").records()
+    (predicted,) = [r for r in records if isinstance(r, PredictionRecord)]
+    probes = [
+        r for r in records if isinstance(r, MemoryRecord) and r.plan.accumulation == 1 and not r.held_out
+    ]
+    assert bool(predicted.prediction.curves) is traced
+    assert len(probes) == 1 if traced else len(probes) > 3  # all of it fits: one look, or the whole climb
     assert config.confirmation is not None and config.confirmation.reached
     assert {c.quantity for c in config.confirmation.comparisons} == {
         "step_time_s",
@@ -185,11 +208,17 @@ def test_a_budget_that_ends_before_the_trials_still_gives_an_answer(tmp_path: Pa
     assert config.chosen.time_to_target_s is None
 
 
-def test_a_model_that_does_not_fit_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("traced", [True, False])
+def test_a_model_that_does_not_fit_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traced: bool
+) -> None:
+    if traced:
+        monkeypatch.setattr(ASK, ask_prediction)
     tiny = Cluster(name="tiny", workers=1, kind="mock", device_memory_bytes=1024)
     with pytest.raises(NothingFeasible, match="micro-batch 1") as raised:
         tune(local(tmp_path / "RUN", cluster=tiny), workload=plane())
     assert raised.value.exit_code == 3
+    assert ("KiB  parameters" in raised.value.message) is traced  # the bill of what was predicted
 
 
 def raises(*_: Any) -> Any:

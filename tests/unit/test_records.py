@@ -16,6 +16,10 @@ from scaler.records import (
     Evaluation,
     MemoryRecord,
     NoiseRecord,
+    PredictedCurve,
+    PredictedPeak,
+    Prediction,
+    PredictionRecord,
     ThroughputRecord,
     WorkloadRecord,
     environment,
@@ -48,7 +52,43 @@ TRAINED = {
     ),
 }
 MEMORY = MemoryRecord(**SEEN, plan=EVEN, out_of_memory=False, peak_bytes=2**40, capacity_bytes=2**41)
-OUT_OF_MEMORY = MemoryRecord(**SEEN, plan=EVEN, out_of_memory=True)
+OUT_OF_MEMORY = MemoryRecord(**SEEN, plan=EVEN, out_of_memory=True, in_use_bytes=2**39, outside_bytes=0)
+RELEASING = MemoryRecord(
+    **SEEN,
+    plan=UNEVEN,
+    out_of_memory=False,
+    peak_bytes=2**40,
+    rank_peak_bytes=(2**40, 2**39),
+    outside_bytes=2**29,
+    retries=3,
+)
+PEAK = PredictedPeak(
+    micro_batch=7,
+    allocated_bytes=60,
+    reserved_bytes=80,
+    peak_bytes=100,
+    items={"parameters": 60, "rounding": 20, "context": 20},
+    regime="forward",
+    host_items={"process": 5},
+)
+CURVE = PredictedCurve(
+    workers=4,
+    zero_stage=3,
+    accumulating=True,
+    max_micro_batch=7,
+    fixed_bytes=20,
+    micro_batches=(1, 7),
+    peak_bytes=(50, 100),
+    bills=(PEAK,),
+)
+PREDICTION = PredictionRecord(
+    **SEEN,
+    prediction=Prediction(curves=(CURVE,), confidence="medium", notes=("examples differ",)),
+    capacity_bytes=2**41,
+)
+UNTRACED = PredictionRecord(
+    **SEEN, prediction=Prediction(curves=(), confidence="low", notes=("1 (Leaves): no values",))
+)
 THROUGHPUT = ThroughputRecord(**SEEN, plan=UNEVEN, step_times_s=(0.1, 0.1 + 0.2, 1e-9), warmup_steps=1)
 NOISE = NoiseRecord(
     **SEEN,
@@ -73,7 +113,10 @@ WORKLOAD = WorkloadRecord(
     parameters=9_000,
     batch_statistics=("net.norm",),
 )
-ALL = [WORKLOAD, MEMORY, OUT_OF_MEMORY, THROUGHPUT, NOISE, CONVERGENCE, CONFIRMATION]
+ALL = [
+    *(WORKLOAD, PREDICTION, UNTRACED, MEMORY, OUT_OF_MEMORY, RELEASING),
+    *(THROUGHPUT, NOISE, CONVERGENCE, CONFIRMATION),
+]
 
 
 @pytest.mark.parametrize("record", ALL, ids=lambda record: record.kind)
@@ -168,6 +211,16 @@ def test_numbers_that_are_not_finite_are_refused(record, change, bad):
         (MEMORY, {"peak_bytes": 0}),
         (MEMORY, {"peak_bytes": -1}),
         (MEMORY, {"capacity_bytes": 0}),
+        (MEMORY, {"rank_peak_bytes": (0,)}),
+        (MEMORY, {"outside_bytes": -1}),
+        (MEMORY, {"in_use_bytes": -1}),
+        (MEMORY, {"retries": -1}),
+        (PREDICTION, {"prediction": {"curves": (), "confidence": "certain"}}),
+        (
+            PREDICTION,
+            {"prediction": {"curves": (CURVE.model_dump() | {"zero_stage": 4},), "confidence": "low"}},
+        ),
+        (PREDICTION, {"prediction": {"curves": (), "confidence": "low", "curve": ()}}),
         (THROUGHPUT, {"step_times_s": (0.0,)}),
         (THROUGHPUT, {"warmup_steps": -1}),
         (NOISE, {"small_batch": 0}),
@@ -201,3 +254,31 @@ def test_the_environment_is_described():
 
 def test_observations_are_dated_in_utc():
     assert now().utcoffset() == datetime.timedelta(0)
+
+
+@pytest.mark.parametrize(("record", "too_large"), [(MEMORY, False), (OUT_OF_MEMORY, True), (RELEASING, True)])
+def test_a_plan_that_ran_out_or_had_to_release_memory_is_too_large(record, too_large):
+    assert record.too_large is too_large
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"items": PEAK.items | {"activation": 1}},
+        {"items": PEAK.items | {"parameters": -1}},
+        {"host_items": {"swap": 1}},
+        {"regime": "evaluation"},
+        {"micro_batch": 0},
+    ],
+)
+def test_a_bill_has_known_items_and_parts_of_a_step(change):
+    with pytest.raises(ValidationError):
+        PredictedPeak.model_validate(PEAK.model_dump() | change)
+
+
+def test_the_records_of_before_have_no_more_than_a_peak():
+    """A run of an earlier version is read: what it did not say is absent."""
+    data = MEMORY.model_dump()
+    for key in ("rank_peak_bytes", "outside_bytes", "in_use_bytes", "retries"):
+        del data[key]
+    assert RECORD.validate_python(data) == MEMORY

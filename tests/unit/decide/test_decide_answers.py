@@ -6,11 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from decide_records import BATCHES, VERSIONS, WARMUP_EXAMPLES, Study, best_rate, cluster_of, noise
+from decide_records import BATCHES, MIB, VERSIONS, WARMUP_EXAMPLES, Study, best_rate, cluster_of, noise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scaler.batch import BatchPlan
+from scaler.cluster import Cluster
 from scaler.decide.decide import decide
 from scaler.errors import BadInput, NothingFeasible
 
@@ -111,10 +112,34 @@ def test_every_number_has_its_reason(answer):
     assert names | {"warmup", "bound_by"} <= set(answer.reasons)
     assert all(answer.reasons.values())
     assert "of 6 global batches; the runner-up, " in answer.reasons["global_batch"]
-    assert answer.reasons["micro_batch"].endswith("256.0 MiB; the largest that fits is 2318")
+    assert answer.reasons["micro_batch"].endswith(
+        # (256 MiB / 1.05 - 12 MiB) / 0.1 MiB, and without the 1.05
+        "256.0 MiB; the largest that fits is 2318, without the margin for unusual batches 2440"
+    )
     assert f"rates tried: {best_rate(answer.plan.global_batch) / 3:.4g}, " in answer.reasons["learning_rate"]
     assert "24 launches on up to 4 workers" in answer.reasons["step_time"]
     assert "extrapolated" not in answer.reasons["step_time"]
+
+
+def test_a_margin_of_nothing_has_nothing_to_say():
+    config = decide(RECORDS, cluster_of((1, 1), margin=0.0))
+    assert config.chosen.reasons["micro_batch"].endswith("the largest that fits is 2440")
+
+
+def test_each_of_unequal_devices_has_its_reason():
+    groups = [
+        {"device": "old", "workers": 1, "device_memory": 40 * MIB},
+        {"device": "new", "workers": 1, "device_memory": 80 * MIB},
+    ]
+    cluster = cluster_of(2).model_dump(mode="json", by_alias=True, exclude_none=True)
+    del cluster["device_memory"]
+    answer = decide(RECORDS, Cluster.model_validate({**cluster, "devices": groups})).chosen
+    reason = answer.reasons["micro_batch"]
+    for size, device, memory, largest in zip(
+        answer.plan.micro_batches, ("old", "new"), (40, 80), (260, 641), strict=True
+    ):
+        assert f"{size} on {device} with {memory}.0 MiB" in reason
+        assert str(largest) in reason
 
 
 def test_a_plan_far_from_what_was_timed_is_called_extrapolated():

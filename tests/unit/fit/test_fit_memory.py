@@ -155,6 +155,13 @@ def test_what_failed_is_not_tried_again():
     assert fit.max_micro_batch(cluster()) == 299
 
 
+def test_what_had_to_release_cached_memory_is_not_tried_again():
+    released = memory(BatchPlan.equal(300, 1, 1), true_peak(300), HUGE).model_copy(update={"retries": 1})
+    fit = fit_memory([*peaks(), released])[0, 1]
+    assert fit.smallest_failed == 300
+    assert fit.max_micro_batch(cluster()) == 299
+
+
 def test_failures_count_for_their_own_workers_and_stage():
     failures = [memory(BatchPlan.equal(8, 1, 2), None), memory(BatchPlan.equal(4, 1, 1, 2), None)]
     fit = fit_memory([*peaks(), *failures])[0, 1]

@@ -83,6 +83,12 @@ def test_every_block_is_rounded_up_and_never_below_nothing(script, micro_batch):
     assert program.block_bytes(micro_batch).tolist() == [rounded(size) for size in exact]
 
 
+def test_a_block_that_shrinks_ends_at_nothing():
+    program = Program.between(*(short((5 * KIB, KIB), -512)(n) for n in (2, 3)))
+    assert program.block_bytes(9).tolist() == [512, 0]
+    assert program.count(100).allocated_bytes == program.replay(100, None, False).reserved_bytes == 0
+
+
 def test_a_peak_is_itemised_where_it_is():
     program = Program.between(*(short((KIB, 3 * KIB), 512, ("parameters", "activations"))(n) for n in (2, 4)))
     peak = program.count(10)
