@@ -47,6 +47,8 @@ class TracedFit(Strict):
     """Smallest micro-batch that was too large at all."""
     in_use_bytes: int | None
     """Most bytes that a device had in use before it ran out: so many do fit."""
+    unequal_share: float
+    """On unequal devices, the share of what should fit that did, after more failed; else 1."""
     capacity_bytes: int
 
     @property
@@ -59,7 +61,7 @@ class TracedFit(Strict):
         curve = self.accumulating if accumulation > 1 else self.single
         held = curve.at(micro_batch) * self._ratio(micro_batch)
         value = held + self.outside_bytes
-        half = self._half_width()
+        half = self._half_width(micro_batch)
         return Estimate(
             value=value,
             low=None if half is None else self.outside_bytes + held * math.exp(-half),
@@ -73,20 +75,34 @@ class TracedFit(Strict):
     ) -> int:
         """Find the largest micro-batch that fits `capacity_bytes` (by default the fit's), 0 if none.
 
-        Less than any that failed; then also no more bytes than were in use when it did.
+        Between two probes the device is taken to be as bad as at the worse one. After a failure, only
+        sizes are promised that fit wherever below it the device began to take more.
         """
         failed = self.smallest_failed_accumulating if accumulation > 1 else self.smallest_failed
         capacity = capacity_bytes or self.capacity_bytes
-        known = max(self.single.micro_batches[-1], self.largest_measured)
-        bound = known if failed is None else failed - 1
+        curve = self.accumulating if accumulation > 1 else self.single
 
         def peak(micro_batch: int) -> float:
-            return self.peak_bytes(micro_batch, accumulation).value
+            return curve.at(micro_batch) * self._worst_ratio(micro_batch) + self.outside_bytes
 
-        if failed is not None and self.in_use_bytes is not None and capacity <= self.capacity_bytes:
-            while bound > self.largest_measured and peak(bound) > self.in_use_bytes:
+        bound = max(self.single.micro_batches[-1], self.largest_measured)
+        if failed is not None and capacity <= self.capacity_bytes:
+            bound = min(bound, failed - 1)
+            safe_bytes = self._safe_bytes(peak(self.largest_measured))
+            while bound > self.largest_measured and peak(bound) > safe_bytes:
                 bound -= 1
-        return largest_that_fits(peak, cluster, capacity, bound)
+        found = largest_that_fits(peak, cluster, capacity, bound)
+        return int(found * self.unequal_share) if cluster.devices else found
+
+    def _safe_bytes(self, fitting_bytes: float) -> float:
+        """Give a peak that fits, by what was in use when a larger size failed and a peak that did fit.
+
+        Either the device took no more than before until then: as much as was in use fits. Or it had begun
+        to, by at most in_use / fitting: then what leaves room for that fits.
+        """
+        if self.in_use_bytes is None or not self.ratios:
+            return fitting_bytes
+        return min(self.in_use_bytes, self.capacity_bytes * fitting_bytes / self.in_use_bytes)
 
     def _ratio(self, micro_batch: int) -> float:
         if not self.ratios:
@@ -94,14 +110,22 @@ class TracedFit(Strict):
         sizes, ratios = zip(*self.ratios, strict=True)
         return float(np.interp(micro_batch, sizes, ratios))
 
-    def _half_width(self) -> float | None:
-        """Half-width of the 90% interval of a new probe's log ratio."""
+    def _worst_ratio(self, micro_batch: int) -> float:
+        below = [ratio for size, ratio in self.ratios if size <= micro_batch]
+        above = [ratio for size, ratio in self.ratios if size >= micro_batch]
+        return max([*below[-1:], *above[:1]], default=1.0)
+
+    def _half_width(self, micro_batch: int) -> float | None:
+        """Half-width of the 90% interval of a new probe's log ratio, interpolated between two known ones."""
         n = len(self.ratios)
         if n < 2:
             return None
+        sizes = [size for size, _ in self.ratios]
+        place = float(np.interp(micro_batch, sizes, range(n)))
+        share = place - math.floor(place)
         spread = float(np.std([math.log(ratio) for _, ratio in self.ratios], ddof=1))
         quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1))
-        return max(_MISFIT, quantile * spread * math.sqrt(1 + 1 / n))
+        return max(_MISFIT, quantile * spread * math.sqrt(1 + share**2 + (1 - share) ** 2))
 
 
 def fit_traced(
@@ -111,25 +135,38 @@ def fit_traced(
     by_passes = {curve.accumulating: curve for curve in curves}
     single = by_passes.get(False, curves[0])
     held = {accumulating: _held(by_passes.get(accumulating, single)) for accumulating in (False, True)}
-    measured = [r for r in records if r.peak_bytes is not None]
-    outside = [r.outside_bytes for r in measured if r.outside_bytes is not None]
+    measured = [r for r in records if r.peak_bytes is not None and not r.too_large]
+    outside = [r.outside_bytes for r in records if r.outside_bytes is not None]
     outside_bytes = max(outside) if outside else single.fixed_bytes
     ratios: dict[int, float] = {}
     for record in measured:
         ratio = _ratio(held[record.plan.accumulation > 1], record)
         ratios[record.plan.micro_batch] = max(ratio, ratios.get(record.plan.micro_batch, 0.0))
-    failed = [r for r in records if r.too_large]
+    failed = [r for r in records if r.too_large and r.plan.is_equal]
     return TracedFit(
         single=held[False],
         accumulating=held[True],
         outside_bytes=outside_bytes,
         ratios=tuple(sorted(ratios.items())),
-        largest_measured=max((r.plan.micro_batch for r in measured if not r.too_large), default=1),
+        largest_measured=max((r.plan.micro_batch for r in measured), default=1),
         smallest_failed=min((r.plan.micro_batch for r in failed if r.plan.accumulation == 1), default=None),
         smallest_failed_accumulating=min((r.plan.micro_batch for r in failed), default=None),
         in_use_bytes=max((r.in_use_bytes for r in failed if r.in_use_bytes is not None), default=None),
+        unequal_share=_unequal_share(records),
         capacity_bytes=capacity_bytes,
     )
+
+
+def _unequal_share(records: Sequence[MemoryRecord]) -> float:
+    """Give the share, of the least that failed on unequal devices, that did fit; 1 if none failed."""
+    plans = [(r.too_large, r.plan.micro_batches) for r in records if not r.plan.is_equal]
+    failed = [entries for too_large, entries in plans if too_large]
+    if not failed:
+        return 1.0
+    least = min(failed, key=sum)
+    fitting = [entries for too_large, entries in plans if not too_large and sum(entries) < sum(least)]
+    shares = [min(a / b for a, b in zip(entries, least, strict=True)) for entries in fitting]
+    return max(shares, default=0.5)
 
 
 def _held(curve: PredictedCurve) -> Curve:

@@ -14,14 +14,15 @@ FitPeaks = Callable[[list[MemoryRecord]], TracedFit | None]
 
 _MOST_PROBES = 3
 _UNSEEN = 0.10  # what a device may take beyond a prediction: the first probe leaves that much free
-_RETREAT = 0.9  # of a micro-batch that failed although nothing said so
+_RETREAT = 0.9  # of a micro-batch that a fit said fits
 
 
 def find_largest(ask: AskPeak, fit: FitPeaks, cluster: Cluster, largest: int) -> list[MemoryRecord]:
     """Probe until the largest micro-batch up to `largest` that fits is known, in at most three probes.
 
     The first is where memory would not run out even if the device took 10% more than predicted. What it
-    took corrects the prediction, and the next probe is the largest that then fits.
+    took corrects the prediction, and the next probe is the largest that then fits. A device that takes
+    still more is halved down to, however many probes that takes.
     """
     cautious = cluster.model_copy(update={"margin": max(cluster.margin, _UNSEEN)})
     measured: list[MemoryRecord] = []
@@ -29,7 +30,7 @@ def find_largest(ask: AskPeak, fit: FitPeaks, cluster: Cluster, largest: int) ->
     known = fit(measured)
     assert known is not None
     micro_batch = max(1, min(largest, known.max_micro_batch(cautious)))
-    while micro_batch >= 1 and micro_batch not in tried and len(tried) < _MOST_PROBES:
+    while micro_batch >= 1 and micro_batch not in tried and (len(tried) < _MOST_PROBES or not known.ratios):
         if not (more := ask(micro_batch)):
             break
         tried.append(micro_batch)
@@ -37,8 +38,8 @@ def find_largest(ask: AskPeak, fit: FitPeaks, cluster: Cluster, largest: int) ->
         known = fit(measured)
         assert known is not None
         micro_batch = min(largest, known.max_micro_batch(cluster))
-        if measured[-1].too_large and not known.ratios:  # nothing says by how much
-            micro_batch = min(micro_batch, int(tried[-1] * _RETREAT))
+        if not known.ratios:
+            micro_batch = tried[-1] // 2
     return measured
 
 

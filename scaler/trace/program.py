@@ -55,11 +55,8 @@ class Program:
             ValueError: the traces do not allocate the same blocks in the same order.
         """
         events = _ordered(small)
-        same = np.array_equal(events, _ordered(large)) and all(
-            (a.category, a.phase) == (b.category, b.phase)
-            for a, b in zip(small.blocks, large.blocks, strict=True)
-        )
-        if not same:
+        kinds, theirs = ([(b.category, b.phase) for b in trace.blocks] for trace in (small, large))
+        if not np.array_equal(events, _ordered(large)) or kinds != theirs:
             raise ValueError("the step allocates otherwise at another micro-batch")
         at_small, at_large = (np.array([b.bytes for b in t.blocks], np.int64) for t in (small, large))
         example_bytes = (at_large - at_small) // (large.micro_batch - small.micro_batch)

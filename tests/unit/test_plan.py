@@ -22,12 +22,69 @@ TWO = Cluster(name="two", workers=(1, 2), kind="mock", device_memory_bytes=2 * M
 SHAPES = {(workers, stage) for workers in (1, 2) for stage in range(4)}
 
 
+class Leaves(nn.Module):
+    """Leaves torch, where a trace cannot follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.gate(torch.from_numpy(np.sort(x.detach().numpy())))
+
+
+def linear() -> nn.Module:
+    return nn.Linear(4, 1)
+
+
+def leaving() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), Leaves())
+
+
+def four() -> torch.utils.data.TensorDataset:
+    return torch.utils.data.TensorDataset(torch.ones(64, 4), torch.ones(64, 1))
+
+
+def many() -> torch.utils.data.TensorDataset:
+    return torch.utils.data.TensorDataset(torch.ones(5 * MIB, 4), torch.ones(5 * MIB, 1))
+
+
+def mean_error(net, batch):
+    return (net(batch[0]) - batch[1]).square().mean()
+
+
+def sgd(parameters, rate):
+    return torch.optim.SGD(parameters, lr=rate)
+
+
+def raises():
+    raise ValueError("no such column")
+
+
+def workload(**fields) -> Workload:
+    data = {
+        "name": "small",
+        "model": linear,
+        "train_data": four,
+        "eval_data": four,
+        "loss": mean_error,
+        "optimizer": sgd,
+        "metric": mean_error,
+        "target": Target(0.1, "min"),
+        "reference": Reference(8, 0.1),
+    }
+    return Workload(**data | fields)
+
+
 @pytest.fixture(scope="module")
-def plans():
-    told = []
-    found = plan(load_workload("digits"), TWO, progress=lambda done, total: told.append((done, total)))
-    assert told == [(done, 8) for done in range(8)] or told == [(done, 8) for done in range(9)]
-    return found
+def told():
+    """What the progress of `plans` was told."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def plans(told):
+    return plan(load_workload("digits"), TWO, progress=lambda done, total: told.append((done, total)))
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +147,10 @@ def test_the_peaks_that_were_asked_for_as_json(asked):
         assert entry["fits"] is (entry["micro_batch"] == 8)  # 2,000 is predicted although it does not
 
 
+def test_progress_goes_from_none_to_all_of_the_plans(plans, told):
+    assert told == [(done, len(plans.plans)) for done in range(len(plans.plans) + 1)]
+
+
 def test_plain_data_reads_back(plans, asked):
     for found in (plans, asked):
         assert type(found).model_validate(found.to_dict()) == found
@@ -138,6 +199,12 @@ def test_offloading_takes_the_optimizers_state_off_the_device(monkeypatch):
         assert after.max_micro_batch > before.max_micro_batch
 
 
+def test_the_host_holds_the_data_set():
+    found = plan(workload(train_data=many), TWO, micro_batches=(8,)).at[0].host_items
+    assert found["data_set"] == pytest.approx(100 * MIB, rel=0.2)
+    assert found["data_loading"] == 8 * 5 * 4
+
+
 # Worker counts
 
 
@@ -175,7 +242,7 @@ def test_nothing_that_fits_gives_the_least_bill_and_what_would_help(monkeypatch)
     error = nothing_fits(plans_of(monkeypatch, cluster_of(3)))
     lines = error.message.splitlines()
     assert lines[0].startswith("digits does not fit 3.0 MiB of device memory at micro-batch 1, with any ZeRO")
-    assert "the least is 4.5 MiB, at stage 3 on 2 workers" in lines[0]
+    assert lines[0].endswith("the least is 4.5 MiB, at stage 3 on 2 workers:")
     assert [line.split(maxsplit=2)[2] for line in lines[1:]] == [
         "parameters",
         "gradients",
@@ -202,6 +269,11 @@ def test_what_would_help_depends_on_what_takes_the_memory(monkeypatch, workers, 
     assert not any(help in hint for help in not_named)
 
 
+def test_one_worker_is_no_workers(monkeypatch):
+    message = nothing_fits(plans_of(monkeypatch, cluster_of(3, workers=1))).message
+    assert message.splitlines()[0].endswith("at stage 0 on 1 worker:")
+
+
 def test_large_states_are_offloaded_and_large_activations_checkpointed(monkeypatch):
     monkeypatch.setattr("plan_cases.STATE", 60 * MIB)
     assert "--offload-optimizer" in nothing_fits(plans_of(monkeypatch, cluster_of(3))).hint
@@ -214,55 +286,9 @@ def test_large_states_are_offloaded_and_large_activations_checkpointed(monkeypat
 # Bad input
 
 
-class Leaves(nn.Module):
-    """Leaves torch, where a trace cannot follow."""
-
-    def __init__(self):
-        super().__init__()
-        self.gate = nn.Linear(4, 1)
-
-    def forward(self, x):
-        return self.gate(torch.from_numpy(np.sort(x.detach().numpy())))
-
-
-def leaving() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 4), Leaves())
-
-
-def four() -> torch.utils.data.TensorDataset:
-    return torch.utils.data.TensorDataset(torch.ones(64, 4), torch.ones(64, 1))
-
-
-def mean_error(net, batch):
-    return (net(batch[0]) - batch[1]).square().mean()
-
-
-def sgd(parameters, rate):
-    return torch.optim.SGD(parameters, lr=rate)
-
-
-def raises():
-    raise ValueError("no such column")
-
-
-def workload(**fields) -> Workload:
-    data = {
-        "name": "leaving",
-        "model": leaving,
-        "train_data": four,
-        "eval_data": four,
-        "loss": mean_error,
-        "optimizer": sgd,
-        "metric": mean_error,
-        "target": Target(0.1, "min"),
-        "reference": Reference(8, 0.1),
-    }
-    return Workload(**data | fields)
-
-
 def test_a_workload_that_cannot_be_traced_is_bad_input_that_names_the_module():
-    with pytest.raises(BadInput, match=r"workload 'leaving' cannot be traced: 1 \(Leaves\): ") as caught:
-        plan(workload(), TWO)
+    with pytest.raises(BadInput, match=r"workload 'small' cannot be traced: 1 \(Leaves\): ") as caught:
+        plan(workload(model=leaving), TWO)
     assert "`scaler tune` measures its memory" in caught.value.hint
     assert caught.value.exit_code == 2
 

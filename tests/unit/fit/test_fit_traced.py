@@ -235,14 +235,14 @@ def test_the_largest_fits_and_one_more_does_not(capacity, margin, reserve, accum
 def test_what_failed_is_not_tried_again():
     fit = fitted(probe(64), failure(600), failure(300))
     assert (fit.smallest_failed, fit.largest_measured) == (300, 64)
-    assert fit.max_micro_batch(cluster()) == 299
+    assert fit.max_micro_batch(cluster()) == 64  # nothing between was tried
 
 
 def test_running_out_while_accumulating_leaves_what_fits_in_one_pass():
     fit = fitted(probe(64), failure(300, accumulation=2))
     assert (fit.smallest_failed, fit.smallest_failed_accumulating) == (None, 300)
     assert fit.max_micro_batch(cluster()) == 1024
-    assert fit.max_micro_batch(cluster(), accumulation=2) == 299
+    assert fit.max_micro_batch(cluster(), accumulation=2) == 64
 
 
 def test_after_a_failure_what_was_in_use_bounds_what_fits():
@@ -263,7 +263,7 @@ def test_a_size_that_was_measured_fits_whatever_was_in_use_at_a_failure():
 def test_a_size_that_had_to_release_cached_memory_is_too_large():
     fit = fitted(probe(64), probe(300, retries=1))
     assert (fit.smallest_failed, fit.largest_measured) == (300, 64)
-    assert fit.max_micro_batch(cluster()) == 299
+    assert fit.max_micro_batch(cluster()) == 64  # nothing between was tried
 
 
 def test_the_peak_of_such_a_size_corrects_nothing():

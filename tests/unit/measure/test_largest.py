@@ -98,11 +98,11 @@ STEPPED = Devices(cluster(100_000), fixed_bytes=0, granule_bytes=500, concealed=
 
 
 @pytest.mark.parametrize("how", [{}, {"known_in_use": False}, {"releases": True}])
-def test_after_a_failure_nothing_untried_is_promised(how):
+def test_after_a_failure_only_what_surely_fits_is_promised(how):
     """The step lies where the second probe goes: what was in use then says little of the sizes below."""
     devices = dataclasses.replace(STEPPED, **how)
     measured, answer = search(devices, 5_000)
-    assert [record.too_large for record in measured] == [False, True]
+    assert [record.too_large for record in measured] in ([False, True], [False, True, False])
     assert sizes(measured)[0] <= answer <= devices.largest(5_000) < sizes(measured)[1]
 
 

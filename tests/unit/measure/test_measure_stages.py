@@ -224,7 +224,8 @@ def test_a_plan_keeps_the_margin(study, predicted):
     )
     fit = half.memory()[0, 1]
     chosen = fit.max_micro_batch(half.launch.cluster)
-    assert fit.peak_bytes(chosen).value * 2 <= 400 * KIB < fit.peak_bytes(chosen + 2).value * 2
+    # Between two probes the worse of them counts: a few examples less than the line in between says.
+    assert fit.peak_bytes(chosen).value * 2 <= 400 * KIB < fit.peak_bytes(chosen + 8).value * 2
     assert chosen < full.memory()[0, 1].max_micro_batch(full.launch.cluster)
 
 
@@ -353,15 +354,16 @@ def test_on_unequal_devices_no_pass_takes_more_examples_than_there_are(tmp_path)
 
 
 def test_after_a_failure_on_unequal_devices_the_smallest_keeps_what_it_held(tmp_path):
-    step = ConcealedBias(step_at_bytes=47_000, step_share=0.09)
+    """The step lies above the first probe on both devices, and below the second."""
+    step = ConcealedBias(step_at_bytes=48_500, step_share=0.09)
     cluster = unequal(50_000, 52_000)
     fits, probes = simulated(tmp_path, [2], cluster=cluster, concealed=step)
     together = [r for r in probes if r.plan.workers == 2 and r.plan.accumulation == 1]
-    assert sum(record.too_large for record in together) <= 1
-    held = max(min(r.plan.micro_batches) for r in together if not r.too_large)
-    assert (
-        held <= fits[0, 2].max_micro_batch(cluster) <= 458
-    )  # (50,000 / 1.09 - 2,000) / 100: beyond the step
+    assert [record.too_large for record in together] in ([False, True], [False, True, False])
+    held = together[0].plan.micro_batches
+    assert held[0] < held[1] < 465  # where the step begins
+    limits = [fits[0, 2].max_micro_batch(cluster, 1, cluster.capacity_bytes(rank)) for rank in range(2)]
+    assert all(entry <= limit + 1 < 466 for entry, limit in zip(held, limits, strict=True))
 
 
 # Step times and noise

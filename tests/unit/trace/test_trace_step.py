@@ -67,8 +67,6 @@ CASES = {
 ACCUMULATING = ("momentum", "adamw", "transformer", "checkpointed", "in place", "transformer, bf16")
 WRONG = {
     "adagrad": "state that the optimizer makes when it is built is not traced",
-    "fp16": "the stand-in for found_inf skips every optimizer step",
-    "transformer, fp16": "the stand-in for found_inf skips every optimizer step",
 }
 
 

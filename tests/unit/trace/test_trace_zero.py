@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from trace_cases import program
-from zero_memory import CASES, WORLD, bucket_elements, case, plan
+from zero_memory import CASES, LINEAR, WORLD, bucket_elements, case, plan
 
 from scaler.trace.sharding import Sharding, shard
 
@@ -26,8 +26,8 @@ WRONG = {
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """The peaks of every case on the two ranks, each taken twice."""
+def ranks(tmp_path_factory):
+    """What each rank found."""
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed")
     folder = tmp_path_factory.mktemp("zero")
@@ -45,8 +45,14 @@ def measured(tmp_path_factory):
         for process in processes:
             process.kill()
     assert codes == [0] * WORLD, "\n".join(log.read_text()[-3000:] for log in logs)
-    ranks = [json.loads((folder / f"peaks-{number}.json").read_text()) for number in range(WORLD)]
-    return {(name, stage): (peaks, ranks[1][i][2]) for i, (name, stage, peaks) in enumerate(ranks[0])}
+    return [json.loads((folder / f"peaks-{number}.json").read_text()) for number in range(WORLD)]
+
+
+@pytest.fixture(scope="module")
+def measured(ranks):
+    """The peaks of every case on the two ranks, each taken twice."""
+    first, second = (rank["peaks"] for rank in ranks)
+    return {(a[0], a[1]): (a[2], b[2]) for a, b in zip(first, second, strict=True)}
 
 
 @functools.cache
@@ -74,3 +80,12 @@ def test_the_prediction_is_near_the_real_engines_peak(measured, name, stage):
     peaks = [min(repeated) for repeated in measured[name, stage]]
     tolerance = NEAR if stage else EXACT
     assert predicted(name, stage) == pytest.approx(max(peaks), rel=tolerance)
+
+
+@pytest.mark.integration
+@pytest.mark.xfail(
+    strict=True, reason="stage 3 replaces torch.nn.functional.linear, and closing leaves it so"
+)
+def test_an_engine_of_stage_3_leaves_torch_as_it_was(ranks):
+    """What a process measures next would differ: the replacement keeps other tensors for backward."""
+    assert [rank["linear"] for rank in ranks] == [str(LINEAR)] * WORLD

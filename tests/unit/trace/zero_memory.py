@@ -109,7 +109,8 @@ def main(folder: Path, number: int) -> None:
         setattr(dist, name, settling(getattr(dist, name)))
     rank = Rank(number, WORLD, Device("mock", 2**34), dist.group.WORLD)
     found = [(name, stage, [peak(rank, name, stage) for _ in range(REPEATS)]) for name, stage in CASES]
-    (folder / f"peaks-{number}.json").write_text(json.dumps(found), encoding="utf-8")
+    answer = {"peaks": found, "linear": str(torch.nn.functional.linear)}  # the last engine was of stage 3
+    (folder / f"peaks-{number}.json").write_text(json.dumps(answer), encoding="utf-8")
     dist.destroy_process_group()
 
 
