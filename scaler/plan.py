@@ -96,6 +96,8 @@ def plan(
             f"workload {workload.name!r} cannot be traced: {found.notes[0]}",
             hint="`scaler tune` measures its memory on the devices instead",
         )
+    if progress is not None:
+        progress(len(shapes), len(shapes))
     notes = list(found.notes)
     if len(counts) < len(cluster.worker_counts):
         notes.append(f"of {len(cluster.worker_counts)} worker counts, powers of two are shown")
@@ -131,7 +133,7 @@ def nothing_fits(plans: Plans) -> NothingFeasible | None:
             [
                 f"{plans.workload} does not fit {format_bytes(capacity_bytes)} of device memory at "
                 f"micro-batch 1, with any ZeRO stage; the least is {format_bytes(least.peak_bytes)}, at "
-                f"stage {least.zero_stage} on {least.workers} workers:",
+                f"stage {least.zero_stage} on {least.workers} worker{'s' if least.workers > 1 else ''}:",
                 *bill_lines(least.items),
             ]
         ),

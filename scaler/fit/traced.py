@@ -85,13 +85,16 @@ class TracedFit(Strict):
         def peak(micro_batch: int) -> float:
             return curve.at(micro_batch) * self._worst_ratio(micro_batch) + self.outside_bytes
 
-        bound = max(self.single.micro_batches[-1], self.largest_measured)
+        bound, safe_bytes = max(self.single.micro_batches[-1], self.largest_measured), math.inf
         if failed is not None and capacity <= self.capacity_bytes:
             bound = min(bound, failed - 1)
             safe_bytes = self._safe_bytes(peak(self.largest_measured))
-            while bound > self.largest_measured and peak(bound) > safe_bytes:
-                bound -= 1
-        found = largest_that_fits(peak, cluster, capacity, bound)
+
+        def promised(micro_batch: int) -> float:
+            value = peak(micro_batch)
+            return value if micro_batch <= self.largest_measured or value <= safe_bytes else math.inf
+
+        found = largest_that_fits(promised, cluster, capacity, bound)
         return int(found * self.unequal_share) if cluster.devices else found
 
     def _safe_bytes(self, fitting_bytes: float) -> float:

@@ -35,7 +35,7 @@ _HOST_NAMES = {
 
 
 def print_plans(plans: Plans, console: Console | None = None) -> None:
-    """Print what fits, and the bill of the plan that allows the largest global batch in one pass."""
+    """Print what fits, and the bill of the plan that allows the largest micro-batch."""
     (console or make_console()).print(plans_text(plans))
 
 

@@ -1,5 +1,6 @@
 """Asks for a prediction in a process of its own: some models end it, and tracing changes torch."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -47,8 +48,9 @@ def ask_prediction(
             )
         with child:
             assert child.stdin is not None and child.stdout is not None
-            child.stdin.write(question)
-            child.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it ended before it read
+                child.stdin.write(question)
+                child.stdin.close()
             for line in child.stdout:
                 if progress is not None:
                     progress(int(line), len(shapes))

@@ -8,22 +8,23 @@ from scaler.workload import Workload
 
 
 class HostMemory:
-    """What a rank needs of the host: measured here for the process and the data, derived for the rest."""
+    """What a rank needs of the host: measured here for the process and the data, derived for the rest.
 
-    def __init__(self, workload: Workload, example_bytes: int) -> None:
+    Make it before anything else loads the data.
+    """
+
+    def __init__(self, workload: Workload) -> None:
         self._process_bytes = psutil.Process().memory_info().rss
         load_data(workload, "train_data")
         self._data_bytes = max(0, psutil.Process().memory_info().rss - self._process_bytes)
-        self._example_bytes = example_bytes
 
     def items(
-        self, micro_batch: int, passes: int, model_bytes: int, cuda: bool, offload_bytes: int
+        self, batch_bytes: int, passes: int, model_bytes: int, cuda: bool, offload_bytes: int
     ) -> dict[HostItem, int]:
         """Itemise: a step's batches, one pinned copy on its way to a GPU, the model as it is built.
 
         `offload_bytes` of optimizer state live on the host where it is offloaded, pinned too.
         """
-        batch_bytes = micro_batch * self._example_bytes
         return {
             "process": self._process_bytes,
             "data_set": self._data_bytes,

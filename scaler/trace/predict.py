@@ -33,8 +33,8 @@ class Predictor:
         self._workload = workload
         self._cluster = cluster
         self._offload = offload_optimizer
+        self._host = HostMemory(workload)
         self._batches = FakeBatches(workload)
-        self._host = HostMemory(workload, self._batches.example_bytes)
         self._cuda = cluster.kind == "cuda"
         self._lines: dict[bool, list[tuple[int, Program]]] = {}
         self._sharded: dict[tuple[Shape, int], Program] = {}
@@ -234,7 +234,7 @@ class Predictor:
         }
         program = self._program(shape, micro_batch)
         host = self._host.items(
-            micro_batch,
+            micro_batch * self._batches.example_bytes,
             passes=2 if shape.accumulating else 1,
             model_bytes=program.held_bytes("parameters") * (shape.workers if shape.zero_stage == 3 else 1),
             cuda=self._cuda,
