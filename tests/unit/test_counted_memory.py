@@ -344,7 +344,7 @@ def allocator_peak(train):
 def test_the_count_is_what_the_allocator_handed_out(width, examples, optimizer):
     """An independent truth, from below the dispatcher.
 
-    It has no rounding to 512 bytes (some 20 tensors live at a time here, of 1 to 8 MB in all), and it has what
+    It has no rounding to 512 bytes (of some 20 tensors at a time, 1 to 8 MB in all), and it has what
     kernels take for themselves, which is next to nothing for matrix products.
     """
     with CountedMemory() as counted:
