@@ -76,6 +76,11 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
+    def take_every_step(self) -> None:
+        """Start fp16's loss scale at 1: at 65,536 the first steps overflow and are skipped."""
+        enabled = self._workload.precision == "fp16"
+        self._scaler = torch.amp.GradScaler(self._device.type, init_scale=1.0, enabled=enabled)
+
     def close(self) -> None:
         """Let go of the model and the optimizer's state."""
         del self.model, self.module, self.optimizer, self.observer

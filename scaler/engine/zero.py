@@ -32,6 +32,7 @@ class ZeroEngine:
                 hint="use precision bf16, or zero_stage: 0",
             )
         deepspeed = _import_deepspeed(rank)
+        self._linear = torch.nn.functional.linear
         self.plan = plan
         self.rank = rank
         self._workload = workload
@@ -61,6 +62,7 @@ class ZeroEngine:
     def close(self) -> None:
         """Let go of the model, the optimizer's state and DeepSpeed's buffers."""
         self._engine.destroy()
+        torch.nn.functional.linear = self._linear  # stage 3 puts its own there, for good
         del self._engine, self._optimizer, self.module
 
 

@@ -87,6 +87,8 @@ def out_of_memory_record(task: Task) -> MemoryRecord:
 def _train(rank: Rank, workload: Workload, request: MemoryRequest, steps: list[list[Any]]) -> None:
     rate = workload.reference.learning_rate
     engine = open_engine(workload, request.plan, rank, rate, request.seed)
+    if isinstance(engine, TorchEngine):
+        engine.take_every_step()  # the optimizer's state is part of the peak
     for batches in steps:
         if isinstance(engine, TorchEngine):
             engine.step(batches, 1.0, synchronise=False)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.data import TensorDataset, default_collate
 
@@ -19,8 +20,11 @@ class FakeBatches:
     def __init__(self, workload: Workload) -> None:
         self._sample, self.uneven = _sampler(workload)
         self._leaves, self._spec = tree_flatten(self._sample(2))
-        more, spec = tree_flatten(self._sample(3))
-        self._grown = _growth(self._leaves, more) if spec == self._spec else None
+        (three, same), (six, too) = (tree_flatten(self._sample(size)) for size in (3, 6))
+        self._grown = _growth(self._leaves, three) if same == too == self._spec else None
+        further = _growth(three, six) if self._grown is not None else None
+        if further != [tuple(3 * grown for grown in growths) for growths in self._grown or []]:
+            self._grown = None  # not on a line, such as n x n
 
     @property
     def example_bytes(self) -> int:
@@ -31,7 +35,8 @@ class FakeBatches:
     def of(self, micro_batch: int) -> Any:
         """Make a batch of `micro_batch` examples, its values undefined; under a fake mode it is fake."""
         if self._grown is None:
-            leaves, spec = tree_flatten(self._sample(micro_batch))
+            with unset_fake_temporarily():  # the user's code may read values
+                leaves, spec = tree_flatten(self._sample(micro_batch))
             return _shaped(
                 leaves, [leaf.shape if isinstance(leaf, torch.Tensor) else () for leaf in leaves], spec
             )
@@ -63,12 +68,21 @@ def _growth(two: list[Any], three: list[Any]) -> list[tuple[int, ...]] | None:
     growths: list[tuple[int, ...]] = []
     for small, large in zip(two, three, strict=True):
         if not isinstance(small, torch.Tensor):
+            if not _alike(small, large):
+                return None
             growths.append(())
             continue
         if not isinstance(large, torch.Tensor) or small.dim() != large.dim():
             return None
         growths.append(tuple(b - a for a, b in zip(small.shape, large.shape, strict=True)))
     return growths
+
+
+def _alike(small: Any, large: Any) -> bool:
+    """Whether a leaf that is no tensor says the same in both batches; arrays are compared by shape."""
+    if hasattr(small, "shape"):
+        return bool(small.shape == getattr(large, "shape", None))
+    return not isinstance(small, (int, float, str)) or bool(small == large)
 
 
 def _sampler(workload: Workload) -> tuple[Callable[[int], Any], bool]:

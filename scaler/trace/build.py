@@ -54,13 +54,13 @@ def _fake_as_registered(fake: FakeTensorMode) -> Iterator[None]:
 
     handle = modules.register_module_parameter_registration_hook(convert)
     try:
-        with _StandInsForFakes():
+        with StandInsForFakes():
             yield
     finally:
         handle.remove()
 
 
-class _StandInsForFakes(TorchDispatchMode):
+class StandInsForFakes(TorchDispatchMode):
     """Answers where an initialiser asks for a fake parameter's value; real tensors keep theirs."""
 
     def __torch_dispatch__(

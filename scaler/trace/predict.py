@@ -19,6 +19,7 @@ from scaler.trace.tracer import Trace
 from scaler.workload import Workload
 
 _FIRST_MICRO_BATCH = 2  # at 1 some models squeeze dimensions away
+_BRANCH = 50  # where the step changes is looked for to a 50th of the size
 _TOLERANCE = 1e-3  # of the bytes a step allocates
 _CURVE_POINTS = 24
 _NEAR_POINTS = 1000
@@ -84,6 +85,8 @@ class Predictor:
             if found < 1 or self._check(shape.accumulating, found):
                 break
             found = self._bisect(shape, largest)
+        else:
+            self.notes.add(f"the step changes with the micro-batch, and was not checked at {found}")
         return found
 
     def curve(self, shape: Shape, sizes: Sequence[int] | None, largest: int) -> PredictedCurve:
@@ -203,14 +206,21 @@ class Predictor:
     def _check(self, accumulating: bool, micro_batch: int) -> bool:
         """Trace at a micro-batch: whether the line holds there. If not, a new one starts at it."""
         start, line = self._line(accumulating, micro_batch)
-        holds = line.error(self._trace(accumulating, micro_batch)) <= _TOLERANCE
+        holds = self._holds(line, accumulating, micro_batch)
         if not holds and start < micro_batch:
+            low, high = start, micro_batch
+            while high - low > max(1, high // _BRANCH):
+                middle = (low + high) // 2
+                low, high = (middle, high) if self._holds(line, accumulating, middle) else (low, middle)
             try:
-                self._trace_line(accumulating, micro_batch)
+                self._trace_line(accumulating, high)
             except Untraceable as error:
                 self.notes.add(f"extrapolated from micro-batch {start}: {error}")
                 return True
         return holds
+
+    def _holds(self, line: Program, accumulating: bool, micro_batch: int) -> bool:
+        return line.error(self._trace(accumulating, micro_batch)) <= _TOLERANCE
 
     def _offloaded_bytes(self, shape: Shape) -> int:
         whole, kept = (

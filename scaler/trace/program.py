@@ -157,7 +157,9 @@ def _ordered(trace: Trace) -> Ints:
     events = np.array(trace.events[: trace.step_ends[-1]], np.int64)  # what follows is the end of tracing
     numbers = np.arange(len(events))
     freed = events < 0
-    # A run ends where the other kind begins, and with its step.
-    run = np.cumsum(np.diff(freed, prepend=False) | np.isin(numbers, trace.step_ends))
+    phases = np.array([PHASES.index(p) for p in trace.phases[: len(events)]], np.int64)
+    turns = np.diff(phases, prepend=phases[:1]) != 0
+    # A run ends where the other kind begins, and with its phase and its step.
+    run = np.cumsum(np.diff(freed, prepend=False) | turns | np.isin(numbers, trace.step_ends))
     ordered: Ints = events[np.lexsort((np.where(freed, -events, numbers), run))]
     return ordered

@@ -57,9 +57,11 @@ def _zero(program: Program, sharding: Sharding) -> Program:
     stage, total, element = sharding.zero_stage, program.held_bytes("gradients"), program.element_bytes
     partition = -(-total // sharding.workers)
     master = partition * 4 // element
-    bucket = min(total, element * sharding.bucket_elements)
-    whole = bucket == total  # all gradients then move to the bucket, in stage 1 too
-    held = partition if stage == 3 or (stage == 2 and _passes(program) > 1) else 0
+    # Buckets and the share of gradients are float32 for 16-bit weights too, unless DeepSpeed is told.
+    bucket = min(total, element * sharding.bucket_elements) * 4 // element
+    whole = bucket == total * 4 // element  # all gradients then move to the bucket, in stage 1 too
+    held = master if stage == 3 or (stage == 2 and _passes(program) > 1) else 0
+    kept = master if stage < 3 and element < 4 and not held else 0  # from the bucket to the optimizer
     gathered = min(total, element * _LIVE_ELEMENTS) if stage == 3 else 0
     offload = sharding.offload_optimizer
     working = 0 if offload else round(master * (1 + _working_ratio(program)))
@@ -71,11 +73,12 @@ def _zero(program: Program, sharding: Sharding) -> Program:
     for step in range(-1, writer.steps):
         layers = writer.allocate(gathered if step >= 0 else 0, "buffers")
         passing: set[Category] = set() if stage == 1 and not whole else {"gradients"}
-        writer.copy(step, "forward", passing, before_gradients=0 if stage == 3 else bucket)
+        writer.copy(step, "forward", passing, before_gradients=0 if stage == 3 else bucket + kept)
         if step >= 0:
             writer.phase = PHASES.index("backward")
-            writer.free(writer.allocate(bucket if whole or stage > 1 else partition, "buffers"))
+            writer.free(writer.allocate(bucket if whole or stage > 1 else master, "buffers"))
         writer.end_gradients()
+        writer.free_gradients()
         writer.free(layers)
         flat = writer.allocate(working if step >= 0 else 0, "temporaries")
         writer.copy(step, "optimizer", without={"temporaries"})
@@ -168,6 +171,15 @@ class _Writer:
         if self._buffer is not None:
             self.free(self._buffer)
         self._buffer = None
+
+    def free_gradients(self) -> None:
+        """Free the gradients that live; what freed them in the program is then left out."""
+        categories = self._program.categories
+        known = (event for event in self._events if 0 < event <= len(categories))
+        gradients = {event for event in known if categories[event - 1] == _GRADIENTS}
+        for event in sorted(gradients - {-event for event in self._events if event < 0}):
+            self._add(-event)
+            self._skipped.add(event)
 
     def end_step(self) -> None:
         self._ends.append(len(self._events))

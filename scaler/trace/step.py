@@ -18,7 +18,7 @@ from scaler.engine.torch_engine import TorchEngine
 from scaler.errors import BadInput, WorkloadError
 from scaler.runtime.protocol import Rank
 from scaler.trace.batches import FakeBatches
-from scaler.trace.build import fake_model
+from scaler.trace.build import StandInsForFakes, fake_model
 from scaler.trace.semantics import cuda_semantics
 from scaler.trace.tracer import Trace, Tracer
 from scaler.trace.workspaces import Workspaces
@@ -55,11 +55,12 @@ def trace_steps(
         passes = [batches.of(micro_batch)] * accumulation
         faked = dataclasses.replace(workload, model=partial(fake_model, workload.model, fake))
         try:
-            engine = TorchEngine(faked, plan, rank, workload.reference.learning_rate, seed=0)
+            with StandInsForFakes():  # optimizers may read parameters
+                engine = TorchEngine(faked, plan, rank, workload.reference.learning_rate, seed=0)
             path.name(engine.module)
             _check_traceable(engine.module)
-            if cuda and any(isinstance(part, torch.nn.RNNBase) for part in engine.module.modules()):
-                tracer.trace.notes.add("recurrent layers: cuDNN's workspace is not modelled")
+            if any(isinstance(part, torch.nn.RNNBase) for part in engine.module.modules()):
+                tracer.trace.notes.add("recurrent layers: what they reserve for the backward is not modelled")
             with tracer:
                 _train(tracer, engine, passes)
         except WorkloadError as error:
@@ -83,6 +84,8 @@ def _check_traceable(module: torch.nn.Module) -> None:
 def _train(tracer: Tracer, engine: TorchEngine, passes: list[Any]) -> None:
     module = engine.module
     tracer.count([*module.parameters(), *module.buffers()], "parameters")
+    made = [t for t in _state(engine.optimizer) if t.dim()]  # Adagrad's; step counters are on the host
+    tracer.count(made, "optimizer_state")
     trained = [p for p in module.parameters() if p.requires_grad]
     tracer.trace.element_bytes = sum(p.nbytes for p in trained) // sum(p.numel() for p in trained)
     tracer.end_step()
@@ -92,13 +95,17 @@ def _train(tracer: Tracer, engine: TorchEngine, passes: list[Any]) -> None:
     for _ in range(_STEPS):
         engine.step(passes, 1.0, synchronise=False)
         tracer.optimizing = False
-        state = [value for entry in engine.optimizer.state.values() for value in entry.values()]
-        tracer.label((value for value in state if isinstance(value, torch.Tensor)), "optimizer_state")
+        tracer.label(_state(engine.optimizer), "optimizer_state")
         tracer.end_step()
 
 
 def _step(optimizer: torch.optim.Optimizer, _state: Any, *args: Any, **kwargs: Any) -> Any:
     return optimizer.step(*args, **kwargs)
+
+
+def _state(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    values = [value for entry in optimizer.state.values() for value in entry.values()]
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 class _Phases:
@@ -109,7 +116,10 @@ class _Phases:
         self._parameters = list(module.parameters())
 
     def after_pass(self, number: int) -> None:  # noqa: ARG002
-        self._tracer.label((p.grad for p in self._parameters if p.grad is not None), "gradients")
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if any(gradient.layout != torch.strided for gradient in gradients):
+            raise Untraceable("sparse gradients: their size depends on the batch's values")
+        self._tracer.label(gradients, "gradients")
 
     def after_backward(self) -> None:
         self._tracer.optimizing = True
@@ -120,6 +130,7 @@ class _Path:
 
     def __init__(self) -> None:
         self.innermost = _BUILDING
+        self._outer: list[str] = []
         self._names: dict[torch.nn.Module, str] = {}
 
     def name(self, module: torch.nn.Module) -> None:
@@ -128,22 +139,30 @@ class _Path:
         self.innermost = "the loss"
 
     def __enter__(self) -> "_Path":
-        self._handle = modules.register_module_forward_pre_hook(self._entered)
+        self._handles = [
+            modules.register_module_forward_pre_hook(self._entered),
+            modules.register_module_forward_hook(self._left),
+        ]
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
     def _entered(self, module: torch.nn.Module, _inputs: Any) -> None:
         if module in self._names:
+            self._outer.append(self.innermost)
             self.innermost = f"{self._names[module]} ({type(module).__name__})"
+
+    def _left(self, module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
+        if module in self._names:  # not called where it raises
+            self.innermost = self._outer.pop()
 
 
 @contextlib.contextmanager
 def _without_collection() -> Iterator[None]:
     """When garbage is collected depends on more than the model: here, never."""
     collecting = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scaler.trace.standins import DATA_DEPENDENT, STAND_INS
+from scaler.trace.standins import STAND_INS, depends_on_data
 from scaler.trace.workspaces import Workspaces
 
 Phase = Literal["forward", "backward", "optimizer"]
@@ -103,7 +103,7 @@ class Tracer(TorchDispatchMode):
             self._free(unfilled)  # only modes and subclasses take this detour through a copy
         stand_in = STAND_INS.get(func)
         out = stand_in(*args, **kwargs) if stand_in else func(*args, **kwargs)
-        if func in DATA_DEPENDENT:
+        if depends_on_data(func, args):
             self.trace.notes.add(f"{func}: its result's shape depends on data; the largest was taken")
         if func in _ON_HOST:
             return out

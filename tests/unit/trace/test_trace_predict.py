@@ -84,9 +84,6 @@ def test_the_margin_and_the_reserve_are_left(margin, reserve):
     assert real_peak(digits, found) <= room < real_peak(digits, found + 1)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a new line starts where the old one failed, not where it stopped to hold"
-)
 def test_a_step_that_changes_with_the_size_is_traced_again_where_it_matters():
     class Branching(nn.Module):
         """Takes a second layer for more than 20 examples."""

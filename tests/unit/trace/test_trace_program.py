@@ -228,7 +228,6 @@ def test_frees_after_a_step_do_not_move_into_it():
     assert live_bytes(program, end=program.step_ends[-1])["optimizer_state"] == 10 * KIB
 
 
-@pytest.mark.xfail(strict=True, reason="a run of frees is put in order across phases")
 def test_frees_of_the_backward_stay_in_it():
     def at(micro_batch):
         writing = Writing(micro_batch)

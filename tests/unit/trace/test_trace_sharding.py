@@ -198,9 +198,6 @@ def test_a_bucket_is_no_larger_than_deepspeeds(stage, workers):
     assert most(sharded, "gradients") == (TOTAL if stage == 1 else share + max(LAYERS))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="stage 1 keeps gradients through the optimizer's step; DeepSpeed frees them"
-)
 def test_stage_1_has_let_gradients_go_when_the_optimizer_works():
     sharded = shard(training(temporaries="all"), Sharding(2, 1, bucket_elements=128))
     assert sharded.count(0).items["gradients"] == 0 or sharded.count(0).regime == "backward"

@@ -123,7 +123,6 @@ def everything(net, batch):
     return F.cross_entropy(net(x)[y >= 0], y[y >= 0])
 
 
-@pytest.mark.xfail(strict=True, reason="aten.index.Tensor with a mask has no stand-in")
 def test_a_mask_picks_everything():
     case = workload(loss=everything)
     assert traced(case, 2).notes
@@ -160,9 +159,6 @@ def test_a_model_that_reads_its_parameters_as_it_is_built_is_traced():
     assert program(case).count(5).allocated_bytes == real_peak(case, 5)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="while the optimizer is made values have no stand-ins, and it is blamed"
-)
 def test_an_optimizer_that_reads_its_parameters_as_it_is_made_is_traced():
     def optimizer(parameters, rate):
         return torch.optim.SGD(parameters, lr=rate / (1 + max(p.norm().item() for p in parameters)))

@@ -108,7 +108,6 @@ def test_a_plain_fault_in_the_loss_is_said(loss, said):
         traced(workload(loss=loss), 2)
 
 
-@pytest.mark.xfail(strict=True, reason="the last module that was entered is blamed, even after it was left")
 def test_a_fault_after_the_model_is_the_losses():
     with pytest.raises(Untraceable, match=r"^the loss: "):
         traced(workload(loss=attribute), 2)
