@@ -33,9 +33,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_interrupted_run_keeps_its_records(folder: Path) -> None:
-    process = subprocess.Popen([*TUNE, *OPTIONS], cwd=folder, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*TUNE, *OPTIONS],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     records = folder / "RUN" / "records.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not records.exists() or records.read_bytes().count(b"\n") < 5:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
