@@ -82,17 +82,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_tune(commands: Any) -> None:
-    tune = commands.add_parser(
-        "tune",
-        help="measure, fit, decide, report: the main job",
+def _add_question(commands: Any, name: str, purpose: str, cluster: str) -> argparse.ArgumentParser:
+    """Add a command that asks about a workload on a cluster."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=purpose,
         allow_abbrev=False,
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    tune.add_argument("workload", metavar="WORKLOAD", help=_WORKLOAD_HELP)
-    tune.add_argument("--cluster", required=True, metavar="FILE", help="cluster description (cluster/*.yaml)")
-    _add_memory_limits(tune)
+    parser.add_argument("workload", metavar="WORKLOAD", help=_WORKLOAD_HELP)
+    parser.add_argument("--cluster", required=True, metavar="FILE", help=cluster)
+    _add_memory_limits(parser)
+    return parser
+
+
+def _add_tune(commands: Any) -> None:
+    tune = _add_question(
+        commands, "tune", "measure, fit, decide, report: the main job", "cluster description (cluster/*.yaml)"
+    )
     _add_sweep(tune)
     tune.add_argument("--out", default="RUN", metavar="RUN", help="run folder (default: RUN)")
     again = tune.add_mutually_exclusive_group()
@@ -108,18 +116,12 @@ def _add_tune(commands: Any) -> None:
 
 
 def _add_plan(commands: Any) -> None:
-    plan = commands.add_parser(
+    plan = _add_question(
+        commands,
         "plan",
-        help="what fits in memory, for every ZeRO stage; no GPU needed",
-        allow_abbrev=False,
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "what fits in memory, for every ZeRO stage; no GPU needed",
+        "cluster description (cluster/hardware/*.yaml)",
     )
-    plan.add_argument("workload", metavar="WORKLOAD", help=_WORKLOAD_HELP)
-    plan.add_argument(
-        "--cluster", required=True, metavar="FILE", help="cluster description (cluster/hardware/*.yaml)"
-    )
-    _add_memory_limits(plan)
     plan.add_argument(
         "--micro-batch", type=int, nargs="+", default=[], metavar="B", help="ask for the peak at B instead"
     )
@@ -229,7 +231,7 @@ def _tune(options: argparse.Namespace) -> None:
             "storage_path": options.out,
             "budget": options.budget,
             "zero_stage": options.zero,
-            "sweep": parse_sweep(options.sweep) if options.sweep else (),
+            "sweep": parse_sweep(options.sweep),
             "seeds": options.seeds,
             "runtime": "local" if options.local else "ray",
             "address": options.address,
@@ -258,7 +260,7 @@ def _recommend(options: argparse.Namespace) -> None:
     from scaler.pipeline import recommend, run_cluster
 
     cluster = Cluster.load(options.cluster) if options.cluster else run_cluster(options.folder)
-    sweep = parse_sweep(options.sweep) if options.sweep else ()
+    sweep = parse_sweep(options.sweep)
     _print(recommend(options.folder, _limited(cluster, options), sweep), options.json)
     print(f"\nnext: scaler report {options.folder}", file=sys.stderr)
 

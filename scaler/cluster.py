@@ -109,7 +109,11 @@ class Cluster(Strict):
 
     def fits(self, peak_bytes: float, capacity_bytes: int) -> bool:
         """Whether a predicted peak leaves the margin and the reserve on a device of `capacity_bytes`."""
-        return peak_bytes * (1 + self.margin) + self.reserve_bytes <= capacity_bytes
+        return self.needed_bytes(peak_bytes) <= capacity_bytes
+
+    def needed_bytes(self, peak_bytes: float) -> float:
+        """Give the device memory that a predicted peak asks for, with the margin and the reserve."""
+        return peak_bytes * (1 + self.margin) + self.reserve_bytes
 
     @classmethod
     def load(cls, path: str | Path) -> "Cluster":

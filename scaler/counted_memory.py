@@ -20,6 +20,9 @@ class CountedMemory(TorchDispatchMode):
     live bytes (`concealed`), as real ones do.
     """
 
+    outside_bytes = 0  # nothing lies beside the tensors
+    retries = 0  # and there is no cache to release
+
     def __init__(self, capacity_bytes: int | None = None, concealed: ConcealedBias | None = None) -> None:
         super().__init__()
         self.capacity_bytes = capacity_bytes

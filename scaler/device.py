@@ -18,7 +18,11 @@ class MemoryMeter(Protocol):
     """What `Device.memory` yields; read it after the block, also after one that ran out of memory."""
 
     peak_bytes: int
-    """The most that was in use."""
+    """The most that was in use: what nvidia-smi shows."""
+    outside_bytes: int
+    """Of it, what lies outside the allocator: context and communicator."""
+    retries: int
+    """Times that cached memory had to be released for a request."""
 
 
 @dataclass
@@ -26,11 +30,8 @@ class CudaMeter:
     """What a CUDA device shows after a block."""
 
     peak_bytes: int = 0
-    """Peak of the allocator's reserved bytes, and what lies outside it: what nvidia-smi shows."""
     outside_bytes: int = 0
-    """Context and communicator."""
     retries: int = 0
-    """Times that cached memory had to be released for a request."""
 
 
 class Device:

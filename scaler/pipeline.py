@@ -58,7 +58,6 @@ def tune(
             run.fault_log.write_text("\n".join(notes), encoding="utf-8")
         raise
     config = with_confirmation(config, run.records())
-    config = with_sweep(config, run.records(), launch.sweep, launch.zero_stage)
     _write(run, config)
     return config
 

@@ -101,15 +101,12 @@ def plan(
     notes = list(found.notes)
     if len(counts) < len(cluster.worker_counts):
         notes.append(f"of {len(cluster.worker_counts)} worker counts, powers of two are shown")
+    bills = (b for c in found.curves for b in _bills(c, cluster, capacity_bytes, found.confidence))
     return Plans(
         workload=workload.name,
         cluster=cluster,
         plans=() if micro_batches else tuple(_plan(curve, found.confidence) for curve in found.curves),
-        at=tuple(
-            bill
-            for curve in found.curves
-            for bill in (_bills(curve, cluster, capacity_bytes, found.confidence) if micro_batches else ())
-        ),
+        at=tuple(bills) if micro_batches else (),
         notes=tuple(notes),
     )
 

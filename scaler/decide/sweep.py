@@ -12,12 +12,14 @@ from scaler.units import parse_sizes
 SWEPT = "device-memory"
 
 
-def parse_sweep(words: Sequence[str]) -> tuple[int, ...]:
-    """Read `device-memory 8,16,24GiB`, in bytes, smallest first.
+def parse_sweep(words: Sequence[str] | None) -> tuple[int, ...]:
+    """Read `device-memory 8,16,24GiB`, in bytes, smallest first; nothing gives nothing.
 
     Raises:
         BadInput: another factor, or sizes that cannot be read.
     """
+    if words is None:
+        return ()
     factor, sizes = words
     if factor != SWEPT:
         raise BadInput(f"--sweep {factor}: only {SWEPT} can be swept", hint=f"--sweep {SWEPT} 8,16,24GiB")

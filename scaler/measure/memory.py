@@ -103,8 +103,8 @@ def _ask_peak(
     On unequal devices `micro_batch` is the smallest device's; the others take what fits them in proportion.
     """
     plan = BatchPlan.equal(micro_batch, accumulation, workers, zero_stage)
-    fit = known([])
-    if cluster.devices and workers == cluster.max_workers and fit is not None:
+    unequal = bool(cluster.devices) and workers == cluster.max_workers
+    if unequal and (fit := known([])) is not None:
         most = [fit.max_micro_batch(cluster, 1, cluster.capacity_bytes(rank)) for rank in range(workers)]
         share = min(micro_batch / max(1, min(most)), train_examples / (accumulation * sum(most)))
         entries = tuple(max(1, int(own * share)) for own in most)

@@ -45,8 +45,7 @@ def probe_memory(rank: Rank, workload: Workload, request: MemoryRequest) -> Memo
             if request.plan.zero_stage:
                 raise  # its peers wait inside a sharded collective: only ending the group frees them
             out_of_memory = True
-    retries, outside = getattr(meter, "retries", 0), getattr(meter, "outside_bytes", 0)
-    ranks = _gather(rank, [float(out_of_memory), meter.peak_bytes, retries, outside])
+    ranks = _gather(rank, [float(out_of_memory), meter.peak_bytes, meter.retries, meter.outside_bytes])
     peaks = [int(peak) for _, peak, _, _ in ranks]
     failed = [int(peak) for out, peak, _, _ in ranks if out]
     return MemoryRecord(

@@ -9,6 +9,7 @@ from rich.text import Text
 from scaler.cluster import Cluster
 from scaler.plan import Bill, Itemised, Plan, Plans
 from scaler.report.terminal import heading, make_console, new_table, plain
+from scaler.report.wording import counted
 from scaler.trace.shape import LARGEST
 from scaler.units import format_bytes, format_count
 
@@ -65,7 +66,7 @@ def plans_text(plans: Plans) -> RenderableType:
 def formula(peak_bytes: int, cluster: Cluster) -> str:
     """Write the rule that decides what fits, with the numbers put in and the margin's reason."""
     capacity_bytes = cluster.capacity_bytes() or 0
-    needed_bytes = peak_bytes * (1 + cluster.margin) + cluster.reserve_bytes
+    needed_bytes = cluster.needed_bytes(peak_bytes)
     sign = "<=" if needed_bytes <= capacity_bytes else ">"
     return (
         f"{format_bytes(peak_bytes)} peak x {1 + cluster.margin:g} margin "
@@ -127,4 +128,4 @@ def _which(shown: Itemised, cluster: Cluster) -> str:
 
 
 def _spread(shown: Itemised) -> str:
-    return f"{shown.workers} worker{'s' if shown.workers > 1 else ''}, ZeRO stage {shown.zero_stage}"
+    return f"{counted(shown.workers, 'worker')}, ZeRO stage {shown.zero_stage}"

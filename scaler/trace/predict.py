@@ -39,6 +39,7 @@ class Predictor:
         self._cuda = cluster.kind == "cuda"
         self._lines: dict[bool, list[tuple[int, Program]]] = {}
         self._sharded: dict[tuple[Shape, int], Program] = {}
+        self._held: dict[tuple[bool, int, int], bool] = {}
         self.notes: set[str] = set()
 
     def peak(self, shape: Shape, micro_batch: int) -> PredictedPeak:
@@ -206,7 +207,10 @@ class Predictor:
     def _check(self, accumulating: bool, micro_batch: int) -> bool:
         """Trace at a micro-batch: whether the line holds there. If not, a new one starts at it."""
         start, line = self._line(accumulating, micro_batch)
-        holds = self._holds(line, accumulating, micro_batch)
+        key = (accumulating, start, micro_batch)  # ways of spreading share the trace
+        if key not in self._held:
+            self._held[key] = self._holds(line, accumulating, micro_batch)
+        holds = self._held[key]
         if not holds and start < micro_batch:
             low, high = start, micro_batch
             while high - low > max(1, high // _BRANCH):

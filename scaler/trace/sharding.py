@@ -1,5 +1,6 @@
 """What data parallelism adds to a device and takes from it: DDP's buckets, DeepSpeed's ZeRO stages."""
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,8 +138,8 @@ class _Writer:
         self,
         step: int,
         part: Phase,
-        passing: "set[Category] | frozenset[Category]" = frozenset(),
-        without: "set[Category] | frozenset[Category]" = frozenset(),
+        passing: Set[Category] = frozenset(),
+        without: Set[Category] = frozenset(),
         before_gradients: int = 0,
     ) -> None:
         """Copy a step's optimizer phase, or what lies before it; step -1 is the building of the model.

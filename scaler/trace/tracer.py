@@ -9,10 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from scaler.records import Regime
 from scaler.trace.standins import STAND_INS, depends_on_data
 from scaler.trace.workspaces import Workspaces
 
-Phase = Literal["forward", "backward", "optimizer"]
+Phase = Regime
 Category = Literal[
     "parameters", "gradients", "optimizer_state", "activations", "temporaries", "workspaces", "buffers"
 ]

@@ -7,11 +7,11 @@ enough for the full batch of 1,437 to be a candidate.
 import functools
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from scaler.workload import Reference, Target, Workload
+from scaler.workloads.classification import accuracy, loss
 
 TRAIN_EXAMPLES = 1_437
 EVAL_EXAMPLES = 360
@@ -19,8 +19,6 @@ CLASSES = 10
 _PIXELS = 64
 _WHITE = 16.0  # the largest grey level
 _SPLIT_SEED = 0
-
-Batch = tuple[Tensor, Tensor]
 
 
 def model() -> nn.Module:
@@ -36,19 +34,6 @@ def train_data() -> TensorDataset:
 def eval_data() -> TensorDataset:
     """Give the 360 held-out examples, in the same form."""
     return _split()[1]
-
-
-def loss(net: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of a batch, in nats."""
-    pixels, labels = batch
-    return F.cross_entropy(net(pixels), labels)
-
-
-def accuracy(net: nn.Module, batch: Batch) -> Tensor:
-    """Share of the batch that is classified correctly, from 0 to 1."""
-    pixels, labels = batch
-    correct: Tensor = net(pixels).argmax(dim=1) == labels
-    return correct.float().mean()
 
 
 def optimizer(parameters: "torch.optim.optimizer.ParamsT", learning_rate: float) -> torch.optim.Optimizer:

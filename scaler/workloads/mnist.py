@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from scaler.errors import BadInput
 from scaler.workload import Reference, Target, Workload
+from scaler.workloads.classification import accuracy, loss
 
 SIDE = 28  # pixels
 CLASSES = 10
@@ -34,8 +34,6 @@ _HINT = (
     f"set SCALER_DATA to the folder that holds {', '.join(_FILES['train'] + _FILES['test'])}, "
     "or to its parent if that folder is named mnist"
 )
-
-Batch = tuple[Tensor, Tensor]
 
 
 class ConvNet(nn.Module):
@@ -59,19 +57,6 @@ class ConvNet(nn.Module):
         # Here and not in the data set: 60,000 images are 47 MB as bytes and 188 MB as floats.
         logits: Tensor = self.layers((images.unsqueeze(1).float() - _GREY_MEAN) / _GREY_DEVIATION)
         return logits
-
-
-def loss(net: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of a batch, in nats."""
-    images, labels = batch
-    return F.cross_entropy(net(images), labels)
-
-
-def accuracy(net: nn.Module, batch: Batch) -> Tensor:
-    """Share of the batch that is classified correctly, from 0 to 1."""
-    images, labels = batch
-    correct: Tensor = net(images).argmax(dim=1) == labels
-    return correct.float().mean()
 
 
 def optimizer(parameters: "torch.optim.optimizer.ParamsT", learning_rate: float) -> torch.optim.Optimizer:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from scaler.workload import Reference, Target, Workload
+from scaler.workloads.classification import accuracy, loss
 
 SIDE = 224  # pixels
 CLASSES = 1_000
@@ -24,8 +25,6 @@ EVAL_EXAMPLES = 1_000
 _TILE = 8  # pixels; a class's texture repeats after so many
 _MEAN, _DEVIATION = 127.0, 52.0  # of the images, in levels from 0 to 254
 _STAGES = ((3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 2))  # blocks, width, stride of the first block
-
-Batch = tuple[Tensor, Tensor]
 
 
 def _convolution(inputs: int, outputs: int, side: int, stride: int = 1) -> nn.Sequential:
@@ -116,19 +115,6 @@ def train_data() -> Textures:
 def eval_data() -> Textures:
     """Give 1,000 other images, one of each class."""
     return Textures(EVAL_EXAMPLES, split=2)
-
-
-def loss(net: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of a batch, in nats."""
-    images, labels = batch
-    return F.cross_entropy(net(images), labels)
-
-
-def accuracy(net: nn.Module, batch: Batch) -> Tensor:
-    """Share of the batch that is classified correctly, from 0 to 1."""
-    images, labels = batch
-    correct: Tensor = net(images).argmax(dim=1) == labels
-    return correct.float().mean()
 
 
 def optimizer(parameters: "torch.optim.optimizer.ParamsT", learning_rate: float) -> torch.optim.Optimizer:

@@ -94,3 +94,10 @@ def config() -> BatchConfig:
         records=len(memory_records()) + 60,
         versions={"python": "3.11.2", "scaler": "0.1.0"},
     )
+
+
+@pytest.fixture
+def plain_environment(monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")

@@ -4,32 +4,19 @@ import io
 
 import pytest
 from plan_cases import EXAMPLE, MIB, STATE, cluster_of, plans_of
+from terminal_text import Terminal, squeezed
 
 from scaler.report.bill import formula, print_plans
 from scaler.report.terminal import make_console
 from scaler.units import format_bytes
 
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch):
-    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE", "COLORTERM"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 def printed(plans, stream=None) -> str:
     stream = stream or io.StringIO()
     print_plans(plans, make_console(stream))
     return stream.getvalue()
-
-
-def squeezed(text: str) -> str:
-    return " ".join(text.split())
 
 
 def test_every_plan_has_a_line_with_its_largest_micro_batch(monkeypatch):

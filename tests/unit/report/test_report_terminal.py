@@ -2,6 +2,7 @@ import io
 
 import pytest
 from report_study import estimate
+from terminal_text import Terminal, squeezed
 
 from scaler.batch import BatchPlan
 from scaler.decide.config import Comparison
@@ -9,27 +10,13 @@ from scaler.report.terminal import make_console, print_answer
 from scaler.report.wording import comparison_words, cost_words, counted, interval, micro_batch_words
 from scaler.units import format_count
 
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch):
-    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE", "COLORTERM"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 def printed(config, stream=None) -> str:
     stream = stream or io.StringIO()
     print_answer(config, make_console(stream))
     return stream.getvalue()
-
-
-def squeezed(text: str) -> str:
-    return " ".join(text.split())
 
 
 def test_the_table_holds_the_plans_numbers(config):
