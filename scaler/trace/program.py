@@ -34,7 +34,8 @@ class Peak:
 class Program:
     """Allocations in order, as in `Trace`; all arrays are int64.
 
-    `events` [e]: k > 0 allocates block k - 1, k < 0 frees block -k - 1; `phases` [e] index PHASES;
+    `events` [e]: k > 0 allocates block k - 1, k < 0 frees block -k - 1, 0 gives cached memory back to the
+    device; `phases` [e] index PHASES;
     `categories`, `fixed_bytes`, `example_bytes` [blocks].
     """
 
@@ -87,7 +88,7 @@ class Program:
             made[self.events[(self.events > 0) & (self.phases == PHASES.index(phase))] - 1] = True
             counted &= made[blocks]
         sizes = np.where(counted, self.fixed_bytes[blocks], 0)
-        return int(np.cumsum(np.where(self.events > 0, sizes, -sizes)).max(initial=0))
+        return int(np.cumsum(np.sign(self.events) * sizes).max(initial=0))
 
     def block_bytes(self, micro_batch: int) -> Ints:
         """Give every block's bytes, rounded as the allocator rounds them."""
@@ -119,12 +120,11 @@ class Program:
         live: set[int] = set()
         self._run(allocator, events[:start], sizes, live)
         retries = 0
-        for _ in range(_SETTLING_STEPS):  # what is cached settles: only a step that goes on releasing is slow
+        # What is cached settles: only a step that goes on releasing is slow, and some run out late.
+        for _ in range(_SETTLING_STEPS):
             before = allocator.retries
             self._run(allocator, events[start:end], sizes, live)
             retries = allocator.retries - before
-            if not retries:
-                break
         counted = self.count(micro_batch)
         return Peak(
             allocated_bytes=allocator.peak_allocated_bytes,
@@ -139,6 +139,8 @@ class Program:
         """Replay events; in a repeated step, a block that is still there makes way for itself."""
         for event in events:
             block = abs(event)
+            if event == 0:
+                allocator.empty_cache()
             if block in live:
                 allocator.free(block)
                 live.remove(block)
@@ -147,8 +149,7 @@ class Program:
                 live.add(block)
 
     def _changes(self, micro_batch: int) -> Ints:
-        sizes = self.block_bytes(micro_batch)[np.abs(self.events) - 1]
-        changes: Ints = np.where(self.events > 0, sizes, -sizes)
+        changes: Ints = np.sign(self.events) * self.block_bytes(micro_batch)[np.abs(self.events) - 1]
         return changes
 
 

@@ -156,6 +156,9 @@ class _Writer:
         for number in span:
             event = int(program.events[number])
             self.phase = int(program.phases[number])
+            if event == 0:
+                self._add(event)
+                continue
             category = int(program.categories[abs(event) - 1])
             if event > 0 and category == _GRADIENTS and self._buffer is None:
                 self._buffer = self.allocate(before_gradients, "buffers")

@@ -32,7 +32,10 @@ class Block:
 
 @dataclass
 class Trace:
-    """Allocations in order: event k > 0 allocates block k - 1, event k < 0 frees block -k - 1."""
+    """Allocations in order: event k > 0 allocates block k - 1, event k < 0 frees block -k - 1.
+
+    Event 0 gives cached memory back to the device.
+    """
 
     micro_batch: int
     element_bytes: int = 4
@@ -97,8 +100,11 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         self.operator = str(func)
         if self._workspaces is not None:
-            for size_bytes, stays in self._workspaces.of(func, args, kwargs, self.phase):
-                self._workspace(size_bytes, stays)
+            for workspace in self._workspaces.of(func, args, kwargs, self.phase):
+                if workspace is None:
+                    self._add(0)
+                else:
+                    self._workspace(*workspace)
         unfilled = self._unfilled
         if unfilled is not None and func in _FILLED_IN_PLACE and args[0].untyped_storage()._cdata == unfilled:
             self._free(unfilled)  # only modes and subclasses take this detour through a copy
@@ -138,8 +144,7 @@ class Tracer(TorchDispatchMode):
 
     def _block(self, size_bytes: int, category: Category = "temporaries") -> int:
         self.trace.blocks.append(Block(size_bytes, self.phase, category))
-        self.trace.events.append(len(self.trace.blocks))
-        self.trace.phases.append(self.phase)
+        self._add(len(self.trace.blocks))
         return len(self.trace.blocks) - 1
 
     def _free(self, key: int) -> None:
@@ -147,17 +152,18 @@ class Tracer(TorchDispatchMode):
             return
         block = self._live.pop(key)[0]
         made = self.trace.blocks[block]
-        phase = self.phase
-        if made.category == "temporaries" and made.phase == "forward" and phase != "forward":
+        if made.category == "temporaries" and made.phase == "forward" and self.phase != "forward":
             made.category = "activations"
-        self.trace.events.append(-block - 1)
-        self.trace.phases.append(phase)
+        self._add(-block - 1)
 
     def _workspace(self, size_bytes: int, stays: bool) -> None:
         block = self._block(size_bytes, "workspaces")
         if not stays:
-            self.trace.events.append(-block - 1)
-            self.trace.phases.append(self.phase)
+            self._add(-block - 1)
+
+    def _add(self, event: int) -> None:
+        self.trace.events.append(event)
+        self.trace.phases.append(self.phase)
 
 
 def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:

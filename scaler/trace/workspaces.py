@@ -11,7 +11,6 @@ aten = torch.ops.aten
 _MIB = 2**20
 _TENSOR_CORES = {torch.float16: 7.0, torch.bfloat16: 8.0}
 _HOPPER = 9.0
-_COPIES = 2  # of a convolution's tensors, in cuDNN's workspace
 
 _GEMMS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 
@@ -24,6 +23,7 @@ class Workspaces:
         # getChosenWorkspaceSize in ATen/cuda/CublasHandlePool.cpp
         self._cublas_bytes = 32 * _MIB if compute_capability >= _HOPPER else 8 * _MIB + 128 * 1024
         self._handles: set[str] = set()
+        self._searched: set[Any] = set()
 
     def of(
         self,
@@ -31,8 +31,11 @@ class Workspaces:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],  # noqa: ARG002
         phase: str,
-    ) -> Iterator[tuple[int, bool]]:
-        """Yield (bytes, whether they stay) for one operator call: as many at every size, 0 bytes for none."""
+    ) -> Iterator[tuple[int, bool] | None]:
+        """Yield (bytes, whether they stay) for one operator call: as many at every size, 0 bytes for none.
+
+        None stands for a release of cached memory.
+        """
         if func in _GEMMS:
             # A handle for each thread: autograd's backward has its own.
             thread = "backward" if phase == "backward" else "main"
@@ -42,29 +45,42 @@ class Workspaces:
         elif func is aten.convolution.default:
             x, weight, _, stride, padding, dilation, transposed, output_padding, groups = args
             out = _output_numel(x, weight, stride, padding, dilation, transposed, output_padding, groups)
+            yield from self._search("forward", x, weight, stride, padding, dilation, groups)
             yield self._cudnn_bytes(x, weight, out, groups), False
         elif func is aten.convolution_backward.default:
-            out_grad, x, weight, groups, wanted = *args[:3], args[9], args[10]
+            out_grad, x, weight, _, stride, padding, dilation, _, _, groups, wanted = args
             size_bytes = self._cudnn_bytes(x, weight, out_grad.numel(), groups)
-            for gradient in wanted[:2]:  # of the input, then of the weight
-                yield size_bytes if gradient else 0, False
+            for gradient, is_wanted in zip(("input", "weight"), wanted, strict=False):
+                if is_wanted:
+                    yield from self._search(gradient, x, weight, stride, padding, dilation, groups)
+                yield size_bytes if is_wanted else 0, False
         elif func in _TRANSIENT:
             yield _TRANSIENT[func](args), False
+
+    def _search(self, what: str, x: torch.Tensor, weight: torch.Tensor, *how: Any) -> Iterator[None]:
+        """Release cached memory once for each convolution where `torch.backends.cudnn.benchmark` is set.
+
+        All algorithms are then tried out, in whatever memory is left, and what that cached is given back
+        (run_single_conv in ATen/native/cudnn/Conv_v8.cpp).
+        """
+        key = (what, x.shape, x.dtype, weight.shape, str(how))
+        if torch.backends.cudnn.benchmark and key not in self._searched:
+            self._searched.add(key)
+            yield None
 
     def _cudnn_bytes(self, x: torch.Tensor, weight: torch.Tensor, output_numel: int, groups: int) -> int:
         """Give the workspace of one convolution, or of one of its gradients.
 
         cuDNN's 16-bit tensor-core kernels want channels last. For other tensors it converts: copies of
-        input, weight and output lie in the workspace (nchwToNhwcKernel and back in profiles:
-        tensorflow/tensorflow#15897, instanseg/instanseg#144). What else lies there is not documented; twice
-        the copies fits recorded training best (benchmarks/rtx3090_ladder.py). Float32 kernels come for both
-        layouts (tensorflow/tensorflow#56744), and a depthwise convolution has kernels of its own.
+        input, weight and output lie in the workspace (NVIDIA, Convolutional Layers User's Guide, "Tensor
+        Layout"; nchwToNhwcKernel and back in profiles: instanseg/instanseg#144). Float32 kernels come for
+        both layouts (tensorflow/tensorflow#56744), and a depthwise convolution has kernels of its own.
         """
         if self._compute_capability < _TENSOR_CORES.get(x.dtype, float("inf")) or _is_depthwise(x, groups):
             return 0
         if any(t.dim() == 4 and suggest_memory_format(t) == torch.channels_last for t in (x, weight)):
             return 0  # cudnn_conv_suggest_memory_format in ATen/native/ConvUtils.h
-        return int(_COPIES * x.itemsize * (x.numel() + weight.numel() + output_numel))
+        return int(x.itemsize * (x.numel() + weight.numel() + output_numel))
 
 
 def _is_depthwise(x: torch.Tensor, groups: int) -> bool:

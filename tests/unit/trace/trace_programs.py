@@ -16,6 +16,7 @@ _sizes = st.tuples(st.one_of(st.integers(0, 3000), st.integers(0, 30 * MIB)), st
 _moves = st.one_of(
     st.tuples(_sizes, st.sampled_from(CATEGORIES)),
     st.integers(0, 50),  # free one of the live blocks
+    st.none(),  # give cached memory back
 )
 _parts = st.lists(_moves, max_size=8)
 _steps = st.lists(st.tuples(*[_parts] * 3), min_size=2, max_size=2)
@@ -25,6 +26,10 @@ scripts = st.tuples(_parts, _steps, _parts)
 
 def rounded(size_bytes):
     return -(-max(size_bytes, 0) // ROUNDING) * ROUNDING
+
+
+def sign(event):
+    return (event > 0) - (event < 0)
 
 
 class Writing:
@@ -46,6 +51,9 @@ class Writing:
             self.live.remove(block)
             self._add(-block)
 
+    def release(self):
+        self._add(0)
+
     def end_step(self):
         self.trace.step_ends.append(len(self.trace.events))
         self.phase = "forward"
@@ -65,6 +73,8 @@ def followed(script, micro_batch):
             if isinstance(move, tuple):
                 (fixed, per_example), category = move
                 writing.allocate(fixed, category, per_example)
+            elif move is None:
+                writing.release()
             elif writing.live:
                 writing.free(writing.live[move % len(writing.live)])
 
@@ -91,7 +101,7 @@ def balance(program):
             assert event not in seen, f"block {event} is allocated twice"
             seen.add(event)
             live.add(event)
-        else:
+        elif event < 0:
             assert -event in live, f"block {-event} is freed, and does not live"
             live.discard(-event)
     assert max(seen, default=0) <= len(program.categories) == len(program.fixed_bytes)
@@ -102,10 +112,12 @@ def live_bytes(program, micro_batch=0, end=None, unrounded=False):
     """Bytes by category that live after `end` events; event by event."""
     held = dict.fromkeys(CATEGORIES, 0)
     for event in program.events[:end].tolist():
+        if event == 0:
+            continue
         block = abs(event) - 1
         size = int(program.fixed_bytes[block] + program.example_bytes[block] * micro_batch)
         name = CATEGORIES[program.categories[block]]
-        held[name] += (max(size, 0) if unrounded else rounded(size)) * (1 if event > 0 else -1)
+        held[name] += (max(size, 0) if unrounded else rounded(size)) * sign(event)
     return held
 
 
@@ -116,7 +128,7 @@ def slow_peak(program, micro_batch):
     for event, phase in zip(program.events.tolist(), program.phases.tolist(), strict=True):
         block = abs(event) - 1
         size = rounded(int(program.fixed_bytes[block] + program.example_bytes[block] * micro_batch))
-        held[CATEGORIES[program.categories[block]]] += size if event > 0 else -size
+        held[CATEGORIES[program.categories[block]]] += size * sign(event)
         if sum(held.values()) > best[0]:
             best = (sum(held.values()), dict(held), PHASES[phase])
     return best
