@@ -94,6 +94,11 @@ class Cluster(Strict):
         """Every worker count to answer for, smallest first."""
         return range(self.min_workers, self.max_workers + 1)
 
+    def nodes_of(self, workers: int) -> int:
+        """Count the nodes that so many workers are placed on: as few as hold them."""
+        per_node = -(-self.max_workers // self.nodes)
+        return min(self.nodes, -(-workers // per_node))
+
     def capacity_bytes(self, rank: int | None = None) -> int | None:
         """Give the memory of one device; None where only the device itself knows (cuda).
 

@@ -7,7 +7,7 @@ import platform
 from importlib import metadata
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
 
 from scaler.batch import BatchPlan, ZeroStage
 from scaler.schema import Strict
@@ -15,8 +15,8 @@ from scaler.schema import Strict
 CONFIRMING_SEED = 1_000_000
 """Seed of the confirming observations: predictions are held against them, so no fit may see them."""
 
-WARMUP_STEPS = 5
-"""First steps of a run whose times are not used."""
+StepPhase = Literal["data", "forward", "backward", "sync", "optimizer"]
+"""Parts of a step; `sync` is what of the synchronisation no computation hides."""
 
 Stop = Literal["reached", "limit", "diverged", "deadline"]
 
@@ -160,13 +160,21 @@ class PredictionRecord(Observation):
 
 
 class ThroughputRecord(Observation):
-    """Every step time of one launch of one plan, warm-up included."""
+    """Every step time of one launch of one plan, warm-up and outliers included."""
 
     kind: Literal["throughput"] = "throughput"
     plan: BatchPlan
+    nodes: PositiveInt = 1
+    """Machines that the ranks ran on."""
     step_times_s: tuple[PositiveFloat, ...]
     warmup_steps: NonNegativeInt
-    """How many of the first step times are not to be used."""
+    """How many of the first step times are not to be used: until then they fall or rise."""
+    phase_times_s: dict[StepPhase, tuple[NonNegativeFloat, ...]] = Field(default_factory=dict)
+    """Rank 0's parts of every step; a part that was not measured is absent."""
+    outliers: tuple[NonNegativeInt, ...] = ()
+    """Steps far slower than the others; medians do not heed them."""
+    rank_compute_s: tuple[PositiveFloat, ...] = ()
+    """Of every rank: median of its steps less their exposed synchronisation."""
 
 
 class NoiseRecord(Observation):

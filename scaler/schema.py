@@ -1,5 +1,6 @@
-"""Strict data models, and YAML that is read into them with every fault listed at once."""
+"""Strict data models, and YAML and CSV that are read into them with every fault listed at once."""
 
+import csv
 import os
 import tempfile
 from pathlib import Path
@@ -21,6 +22,8 @@ class Strict(BaseModel):
 
 M = TypeVar("M", bound=BaseModel)
 
+_MOST_FAULTS = 20  # of a table that are listed
+
 
 def parse(model: type[M], data: Any, source: str) -> M:
     """Validate `data` as `model`.
@@ -37,9 +40,8 @@ def parse(model: type[M], data: Any, source: str) -> M:
         return model.model_validate(data)
     except ValidationError as error:
         faults = [_fault(model, fault) for fault in error.errors()]
-        title = f"{source}: {len(faults)} fault{'s' if len(faults) > 1 else ''}"
         raise BadInput(
-            "\n".join([title, *(f"  - {fault}" for fault in faults)]),
+            "\n".join([f"{source}: {_counted(faults)}", *(f"  - {fault}" for fault in faults)]),
             hint=f"the valid keys are {', '.join(_keys(model))}",
         ) from None
 
@@ -64,6 +66,52 @@ def read_yaml(path: Path) -> Any:
         raise BadInput(f"{path} is not valid YAML: {error}", hint="check indentation and quotes") from None
 
 
+def read_csv(path: Path, model: type[M]) -> list[M]:
+    """Read a table, each row as `model`; an empty cell is an absent value.
+
+    Raises:
+        BadInput: the file is absent, unreadable or empty, columns are unknown or missing, or cells are wrong;
+            lists every fault with its line.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            lines = [(reader.line_num, row) for row in reader]
+    except FileNotFoundError:
+        siblings = [str(p) for p in sorted(path.parent.glob("*.csv"))]
+        raise BadInput(
+            f"no such file: {path}{nearest(str(path), siblings)}", hint="give the path of a CSV file"
+        ) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"cannot read {path}: {error}", hint="give the path of a readable CSV file") from None
+    keys = _keys(model)
+    needed = [field.alias or name for name, field in model.model_fields.items() if field.is_required()]
+    faults = [f"unknown column {c!r}{nearest(str(c), keys)}" for c in columns if c not in keys]
+    faults += [f"column {key!r} is missing" for key in needed if key not in columns]
+    faults += [] if lines or faults else ["there is no row below the column names"]
+    found = []
+    for number, row in lines if not faults else []:
+        try:
+            if None in row:
+                raise ValueError("more cells than columns")
+            found.append(
+                model.model_validate({key: cell for key, cell in row.items() if cell not in ("", None)})
+            )
+        except ValidationError as error:
+            faults += [f"line {number}: {_fault(model, fault)}" for fault in error.errors()]
+        except ValueError as error:
+            faults.append(f"line {number}: {error}")
+    if faults:
+        more = [f"  ... and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
+        raise BadInput(
+            "\n".join([f"{path}: {_counted(faults)}", *(f"  - {f}" for f in faults[:_MOST_FAULTS]), *more]),
+            hint=f"the columns are {', '.join(needed)}"
+            + "".join(f", optionally {key}" for key in keys if key not in needed),
+        )
+    return found
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` to a temporary file beside `path`, then rename, so that no half-written file is seen."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -75,6 +123,10 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _counted(faults: list[str]) -> str:
+    return f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

@@ -12,7 +12,7 @@ from scaler.decide.reasons import reasons
 from scaler.errors import BadInput, NothingFeasible
 from scaler.fit.learning_rate import BatchResult
 from scaler.fit.memory import memory_for
-from scaler.fit.step_time import StepTimeFit
+from scaler.fit.step_time import StepTimeFit, shape_of
 from scaler.stats import Estimate, product
 from scaler.workload import Reference
 
@@ -46,7 +46,6 @@ def options(
     found, why = [], ""
     if (why_not := _untimed(fits.step_time, workers)) is not None:
         return [], why_not
-    assert fits.step_time is not None
     for batch, result in fits.batches.items():
         if pinned is not None and batch != pinned.global_batch:
             continue
@@ -58,7 +57,7 @@ def options(
         except (BadInput, NothingFeasible) as error:
             why = error.message
             continue
-        found.append(_option(fits.step_time, plan, result.best_rate, _examples(fits, result)))
+        found.append(_option(fits, cluster, plan, result.best_rate, _examples(fits, result)))
     return sorted(found, key=lambda option: option.time_s.value if option.time_s else 0.0), why
 
 
@@ -75,7 +74,7 @@ def answer(
     memory = memory_for(fits.memory, plan.workers, plan.zero_stage)
     time_s = best.time_s
     price = cluster.price_per_device_hour
-    bound = _bound(fits, ranked, pinned)
+    bound = _bound(fits, cluster, ranked, pinned)
     return Answer(
         plan=plan,
         learning_rate=best.learning_rate,
@@ -107,12 +106,11 @@ def reference_answer(
     """
     if (why_not := _untimed(fits.step_time, workers)) is not None:
         return None, why_not
-    assert fits.step_time is not None
     try:
         plan = pinned or split_batch(reference.global_batch, workers, fits.memory, cluster, zero_stage)
     except (BadInput, NothingFeasible) as error:
         return None, error.message
-    option = _option(fits.step_time, plan, reference.learning_rate, None)
+    option = _option(fits, cluster, plan, reference.learning_rate, None)
     return answer(fits, cluster, [option], reference), ""
 
 
@@ -121,8 +119,12 @@ def ranked_times(ranked: Iterable[Option]) -> list[tuple[int, float]]:
     return [(o.plan.global_batch, o.time_s.value) for o in ranked if o.time_s is not None]
 
 
-def _option(fit: StepTimeFit, plan: BatchPlan, learning_rate: float, examples: Estimate | None) -> Option:
-    return Option(plan, learning_rate, fit.predict(plan), fit.mean_over_median, examples)
+def _option(
+    fits: Fits, cluster: Cluster, plan: BatchPlan, learning_rate: float, examples: Estimate | None
+) -> Option:
+    assert fits.step_time is not None and fits.mean_over_median is not None
+    step_time_s = fits.step_time.predict(shape_of(plan, cluster.nodes_of(plan.workers)))
+    return Option(plan, learning_rate, step_time_s, fits.mean_over_median, examples)
 
 
 def _untimed(step_time: StepTimeFit | None, workers: int) -> str | None:
@@ -134,17 +136,17 @@ def _untimed(step_time: StepTimeFit | None, workers: int) -> str | None:
     return None
 
 
-def _bound(fits: Fits, ranked: list[Option], pinned: BatchPlan | None) -> Bound:
+def _bound(fits: Fits, cluster: Cluster, ranked: list[Option], pinned: BatchPlan | None) -> Bound:
     """Name the limit that, if lifted, would give a faster answer."""
     best = ranked[0]
     if pinned is not None:
         return "pinned plan"
-    if best.time_s is None or fits.step_time is None:
+    if best.time_s is None:
         return "no evidence"
     workers, zero_stage = best.plan.workers, best.plan.zero_stage
     unlimited = [
         _option(
-            fits.step_time, _at_once(batch, workers, zero_stage), result.best_rate, _examples(fits, result)
+            fits, cluster, _at_once(batch, workers, zero_stage), result.best_rate, _examples(fits, result)
         )
         for batch, result in fits.batches.items()
         if result.best_rate is not None and batch >= workers

@@ -3,14 +3,14 @@
 import numpy as np
 
 from scaler.decide.config import Answer, Comparison, Confirmation
-from scaler.records import WARMUP_STEPS, ConfirmationRecord, MemoryRecord
-from scaler.stats import Estimate
+from scaler.records import ConfirmationRecord, MemoryRecord
+from scaler.stats import Estimate, settled_from
 
 
 def compare(answer: Answer, record: ConfirmationRecord, memory: MemoryRecord | None) -> Confirmation:
     """Hold the answer's predictions against one confirming run."""
     used = record.step_times_s[: record.steps]
-    settled = used[WARMUP_STEPS:] or used
+    settled = used[settled_from(used) :]
     step_time_s = float(np.median(settled))
     rows = [_row("step_time_s", answer.step_time_s, step_time_s)]
     if record.reached:

@@ -39,7 +39,7 @@ def decide(
     reference = Reference(
         sizes.reference_global_batch, sizes.reference_learning_rate, sizes.reference_warmup_examples
     )
-    fits = fit_all(records, cluster)
+    fits = fit_all(records, cluster, zero_stage)
     answers: list[Answer] = []
     infeasible: dict[int, str] = {}
     ranked: dict[int, list[Option]] = {}

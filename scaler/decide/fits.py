@@ -7,7 +7,7 @@ from scaler.cluster import Cluster
 from scaler.errors import BadInput
 from scaler.fit.learning_rate import BatchResult, batch_results
 from scaler.fit.memory import MemoryFits, fit_memory
-from scaler.fit.step_time import StepTimeFit, fit_step_time
+from scaler.fit.step_time import StepTimeFit, fit_step_time, mean_over_median
 from scaler.fit.steps import StepsFit, fit_steps
 from scaler.records import (
     ConvergenceRecord,
@@ -17,6 +17,7 @@ from scaler.records import (
     ThroughputRecord,
     WorkloadRecord,
 )
+from scaler.stats import Estimate
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Fits:
 
     memory: MemoryFits
     step_time: StepTimeFit | None
+    mean_over_median: Estimate | None
+    """Of a run's steps."""
     steps: StepsFit | None
     batches: Mapping[int, BatchResult]
     train_examples: int
@@ -42,16 +45,18 @@ def workload_record(records: Sequence[Record]) -> WorkloadRecord:
     raise BadInput("the run has no records yet", hint="`scaler tune ... --resume` continues it")
 
 
-def fit_all(records: Sequence[Record], cluster: Cluster) -> Fits:
-    """Fit everything that the records hold evidence for."""
+def fit_all(records: Sequence[Record], cluster: Cluster, zero_stage: int = 0) -> Fits:
+    """Fit everything that the records hold evidence for; step times of one ZeRO stage."""
     # In the order of questions, not of answers: the same evidence then gives the same numbers to the bit.
     records = sorted((record for record in records if not record.held_out), key=lambda record: record.task)
     batches = batch_results(r for r in records if isinstance(r, ConvergenceRecord))
+    runs = [r for r in records if isinstance(r, ThroughputRecord) and r.plan.zero_stage == zero_stage]
     return Fits(
         memory=fit_memory(
             (r for r in records if isinstance(r, MemoryRecord | PredictionRecord)), cluster.capacity_bytes()
         ),
-        step_time=fit_step_time(r for r in records if isinstance(r, ThroughputRecord)),
+        step_time=fit_step_time(runs),
+        mean_over_median=mean_over_median(runs),
         steps=fit_steps(batches.values()),
         batches=batches,
         train_examples=workload_record(records).train_examples,

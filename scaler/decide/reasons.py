@@ -8,7 +8,7 @@ from scaler.decide.config import Bound
 from scaler.decide.fits import Fits
 from scaler.fit.learning_rate import BatchResult
 from scaler.fit.memory import MemoryFit, memory_for
-from scaler.fit.step_time import StepTimeFit
+from scaler.fit.step_time import StepTimeFit, shape_of
 from scaler.units import format_bytes, format_count
 from scaler.workload import Reference
 
@@ -37,7 +37,7 @@ def reasons(
         "accumulation": _accumulation(plan),
         "zero_stage": "as asked" if plan.zero_stage else "0: nothing is sharded",
         "learning_rate": _learning_rate(fits.batches.get(plan.global_batch), reference),
-        "step_time": _step_time(plan, fits.step_time),
+        "step_time": _step_time(plan, fits.step_time, cluster),
         "warmup": "kept at the reference's number of examples; its length was not measured",
         "bound_by": _BOUNDS[bound],
     }
@@ -85,11 +85,11 @@ def _accumulation(plan: BatchPlan) -> str:
     return f"the least that divides the batch into passes that fit: {plan.arithmetic()}"
 
 
-def _step_time(plan: BatchPlan, fit: StepTimeFit | None) -> str:
+def _step_time(plan: BatchPlan, fit: StepTimeFit | None, cluster: Cluster) -> str:
     if fit is None:
         return "not measured"
     text = f"fitted to {fit.runs} launches on up to {fit.largest_workers} workers"
-    if fit.is_extrapolated(plan):
+    if fit.is_extrapolated(shape_of(plan, cluster.nodes_of(plan.workers))):
         text += "; extrapolated beyond 4 x of what was measured"
     return text
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from scaler.batch import BatchPlan
+from scaler.engine.clock import StepClock
 from scaler.engine.data import evaluation_batches
 from scaler.errors import BadInput
 from scaler.runtime.protocol import Rank
@@ -23,6 +24,10 @@ class Engine(Protocol):
 
     def step(self, batches: Sequence[Any], learning_rate_factor: float) -> torch.Tensor:
         """Do one optimizer step on `accumulation` host batches; return this rank's weighted loss."""
+        ...
+
+    def measure(self, clock: StepClock) -> None:
+        """Let a clock know where the phases of a step turn."""
         ...
 
     def close(self) -> None:

@@ -1,13 +1,11 @@
 """Gradient norms for the noise scale, from a step that is done anyway: no extra backward."""
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from scaler.engine.torch_engine import TorchEngine
+from scaler.engine.torch_engine import Bucket, MeanGradient, TorchEngine
 from scaler.errors import BadInput
 
 
@@ -42,7 +40,7 @@ class GradientNorms:
         self._big_parts: list[torch.Tensor] = []
         engine.observer = self
         if isinstance(engine.model, DistributedDataParallel):
-            engine.model.register_comm_hook(engine.rank.group, self._hook)
+            engine.model.register_comm_hook(None, self._hook)
 
     def after_pass(self, number: int) -> None:
         """On one rank, take the first pass's gradient; it carries the factor 1 / accumulation."""
@@ -71,23 +69,10 @@ class GradientNorms:
         gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
         return get_total_norm(gradients).float() ** 2
 
-    def _hook(
-        self,
-        group: Any,
-        bucket: dist.GradBucket,  # type: ignore[name-defined]
-    ) -> torch.futures.Future[torch.Tensor]:
-        """Average a bucket over the ranks as DDP would, and square it before and after."""
-        gradient = bucket.buffer()
-        self._small_parts.append(_square(gradient))
-
-        def reduced(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
-            mean = future.value()[0]
-            self._big_parts.append(_square(mean))
-            return mean
-
-        reduction = group.allreduce([gradient.div_(self._engine.plan.workers)])
-        result: torch.futures.Future[torch.Tensor] = reduction.get_future().then(reduced)
-        return result
+    def _hook(self, _: object, bucket: Bucket) -> MeanGradient:
+        """Average a bucket over the ranks, and square it before and after."""
+        self._small_parts.append(_square(bucket.buffer()))
+        return self._engine.mean_of(bucket, lambda mean: self._big_parts.append(_square(mean)))
 
 
 def _square(gradient: torch.Tensor) -> torch.Tensor:

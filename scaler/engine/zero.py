@@ -1,19 +1,22 @@
 """DeepSpeed ZeRO stages 1 to 3, through a real `deepspeed.initialize`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from scaler.batch import BatchPlan
+from scaler.engine.clock import StepClock
 from scaler.engine.engine import build_module, build_optimizer, forward, loss_scales
 from scaler.errors import BadInput
+from scaler.records import StepPhase
 from scaler.runtime.protocol import Rank
 from scaler.workload import Workload
 
 _BUCKET_ELEMENTS = 500_000_000
 _ALIGNMENT = 512
+_COLLECTIVES = ("all_", "reduce", "broadcast", "gather", "scatter", "barrier")
 
 
 class ZeroEngine:
@@ -33,6 +36,9 @@ class ZeroEngine:
             )
         deepspeed = _import_deepspeed(rank)
         self._linear = torch.nn.functional.linear
+        self._comm = deepspeed.comm.comm
+        self._backend: Any = None
+        self.clock: StepClock | None = None
         self.plan = plan
         self.rank = rank
         self._workload = workload
@@ -52,18 +58,68 @@ class ZeroEngine:
         total = torch.zeros((), device=device)
         scales = loss_scales(self._workload, self.plan, self.rank, batches)
         for batch, scale in zip(batches, scales, strict=True):
-            loss = forward(self._workload, self._engine, self.rank.device.put(batch), device) * scale
+            placed = self.rank.device.put(batch)
+            self._lap("data")
+            loss = forward(self._workload, self._engine, placed, device) * scale
+            self._lap("forward")
             # DeepSpeed divides by the accumulation, which `scale` already holds.
             self._engine.backward(loss * self.plan.accumulation)
+            self._lap("backward")
             self._engine.step()
             total += loss.detach()
+            self._lap("optimizer")
         return total
+
+    def measure(self, clock: StepClock) -> None:
+        """Let a clock know where phases turn, and on a CPU how long collectives hold the rank up.
+
+        On CUDA collectives run on streams of their own: what of them is exposed is not measured.
+        """
+        self.clock = clock
+        if self.rank.device.torch_device.type == "cpu":
+            self._backend = self._comm.cdb
+            self._comm.cdb = _TimedBackend(self._backend, clock)
 
     def close(self) -> None:
         """Let go of the model, the optimizer's state and DeepSpeed's buffers."""
+        if self._backend is not None:
+            self._comm.cdb = self._backend
         self._engine.destroy()
         torch.nn.functional.linear = self._linear  # stage 3 puts its own there, for good
         del self._engine, self._optimizer, self.module
+
+    def _lap(self, phase: StepPhase) -> None:
+        if self.clock is not None:
+            self.clock.lap(phase)
+
+
+class _TimedBackend:
+    """DeepSpeed's collectives, each timed until it is done or waited for."""
+
+    def __init__(self, backend: Any, clock: StepClock) -> None:
+        self._backend, self._clock = backend, clock
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._backend, name)
+        return self._timed(found) if name.startswith(_COLLECTIVES) else found
+
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self._clock.waiting():
+                work = call(*args, **kwargs)
+            return _TimedWork(work, self._timed(work.wait)) if hasattr(work, "wait") else work
+
+        return timed
+
+
+class _TimedWork:
+    """A collective on its way: only `wait` takes time."""
+
+    def __init__(self, work: Any, wait: Callable[..., Any]) -> None:
+        self._work, self.wait = work, wait
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)
 
 
 def _import_deepspeed(rank: Rank) -> Any:

@@ -1,68 +1,93 @@
-"""Step time of a plan: compute affine in the micro-batch, plus synchronisation."""
+"""The step time of any plan on any worker count, from launches of a few."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from scaler.batch import BatchPlan
+from scaler.fit.step_model import Layout, StepShape
+from scaler.fit.step_posterior import Posterior, Rows, StepPriors, fit_rows
 from scaler.records import ThroughputRecord
-from scaler.schema import Strict
 from scaler.stats import Estimate, log_estimate
 
-_METHOD = "accumulation x (overhead + per_example x micro_batch) + sync x log2(workers); t on the log scale"
+METHOD = (
+    "(accumulation - 1) x compute + (compute^g + sync^g)^(1/g), most likely under priors; "
+    "t on the log scale, one fresh run"
+)
+_FAR = 4  # beyond so many times of what was measured an answer is an extrapolation
 
-Floats = NDArray[np.float64]
 
+@dataclass(frozen=True)
+class StepTimeFit:
+    """What the runs say of step times; the form of the model is in `step_model`."""
 
-class StepTimeFit(Strict):
-    """T = accumulation x (overhead + per_example x micro_batch) + sync x log2(workers).
+    posterior: Posterior
+    shapes: tuple[StepShape, ...]
+    """One for each run."""
 
-    The logarithm grows slower than Pollux's linear term (OSDI'21, eq. 9), which runs away with the workers.
-    Terms that the runs cannot tell apart are left out; `covariance` is over `terms`.
-    """
+    @property
+    def runs(self) -> int:
+        """How many runs it rests on."""
+        return len(self.shapes)
 
-    terms: tuple[str, ...]
-    coefficients_s: tuple[float, ...]
-    covariance: tuple[tuple[float, ...], ...]
-    mean_over_median: Estimate
-    """Slow steps make a run's total longer than its steps x their median."""
-    log_variance: float
-    """Of one fresh run's median around the model: between-run spread and misfit."""
-    degrees_of_freedom: int
-    runs: int
-    largest_workers: int
-    largest_micro_batch: int
-
-    def predict(self, plan: BatchPlan) -> Estimate:
-        """Predict the median step time of one fresh run."""
-        row = np.array([_TERMS[term](plan) for term in self.terms])
-        value = float(row @ np.array(self.coefficients_s))
-        parameters = float(row @ np.array(self.covariance) @ row) / value**2
-        error = float(np.sqrt(self.log_variance + parameters)) if self.degrees_of_freedom else None
-        return log_estimate(float(np.log(value)), error, self.degrees_of_freedom, self.runs, _METHOD)
-
-    def is_extrapolated(self, plan: BatchPlan) -> bool:
-        """Whether the plan lies beyond 4 x of what was measured."""
-        return plan.workers > 4 * self.largest_workers or plan.micro_batch > 4 * self.largest_micro_batch
+    @property
+    def largest_workers(self) -> int:
+        """The most workers that a run had."""
+        return max(shape.workers for shape in self.shapes)
 
     @property
     def overhead_s(self) -> float:
         """Fixed time of one forward and backward pass, whatever its size: why small batches are slow."""
-        return dict(zip(self.terms, self.coefficients_s, strict=True))["overhead"]
+        return float(np.exp(self.posterior.parameters[Layout.OVERHEAD]))
 
     @property
-    def per_example_s(self) -> float:
-        """Time of one more example in a pass."""
-        return dict(zip(self.terms, self.coefficients_s, strict=True)).get("per_example", 0.0)
+    def per_example_s(self) -> float | None:
+        """Time of one more example in a pass; None where one micro-batch was measured."""
+        if len({shape.micro_batch for shape in self.shapes}) == 1:
+            return None
+        return float(np.exp(self.posterior.parameters[Layout.PER_EXAMPLE]))
+
+    def predict(self, shape: StepShape) -> Estimate:
+        """Predict the median step time of one fresh run."""
+        return self.predict_all([shape])[0]
+
+    def predict_all(self, shapes: Sequence[StepShape]) -> list[Estimate]:
+        """Predict the median step time of one fresh run of each shape."""
+        values, errors = self.posterior.predict(shapes)
+        dof = self.posterior.degrees_of_freedom
+        return [
+            log_estimate(float(value), float(error), dof, self.runs, METHOD)
+            for value, error in zip(values, errors, strict=True)
+        ]
+
+    def is_extrapolated(self, shape: StepShape) -> bool:
+        """Whether the shape lies beyond 4 x of what was measured."""
+        return shape.workers > _FAR * self.largest_workers or shape.micro_batch > _FAR * max(
+            known.micro_batch for known in self.shapes
+        )
+
+    def unidentified(self, shapes: Iterable[StepShape]) -> list[str]:
+        """Say what of the shapes the runs do not tell, so that only the priors do."""
+        shapes = list(shapes)
+        known, found = self.shapes, []
+        several = [shape for shape in known if shape.workers > 1]
+        kinds = {shape.nodes > 1 for shape in shapes if shape.workers > 1} - {s.nodes > 1 for s in several}
+        sizes = {shape.micro_batch for shape in known}
+        if len(sizes) == 1 and {shape.micro_batch for shape in shapes} != sizes:
+            found.append(f"one micro-batch was measured ({min(sizes)}): overhead and time an example are one")
+        for across in sorted(kinds):
+            where = "across nodes" if across else "inside a node"
+            found.append(f"no run synchronised {where}: how long that takes is a guess")
+        if len({shape.workers for shape in known}) == 1 and any(s.workers > 1 for s in shapes) and several:
+            count = self.largest_workers
+            found.append(f"only {count} workers were measured: how synchronisation grows is not known")
+        return found
 
 
-_TERMS = {
-    "overhead": lambda plan: float(plan.accumulation),
-    "per_example": lambda plan: float(plan.accumulation * plan.micro_batch),
-    "sync": lambda plan: float(np.log2(plan.workers)),
-}
+def shape_of(plan: BatchPlan, nodes: int = 1) -> StepShape:
+    """Give what a plan's step time depends on; unequal workers end with the largest micro-batch."""
+    return StepShape(nodes, plan.workers, plan.micro_batch, plan.accumulation)
 
 
 def run_median_s(record: ThroughputRecord) -> float:
@@ -70,50 +95,42 @@ def run_median_s(record: ThroughputRecord) -> float:
     return float(np.median(record.step_times_s[record.warmup_steps :]))
 
 
-def fit_step_time(records: Iterable[ThroughputRecord]) -> StepTimeFit | None:
-    """Fit by non-negative least squares on relative error; None without runs."""
+def fit_step_time(
+    records: Iterable[ThroughputRecord], priors: StepPriors | None = None
+) -> StepTimeFit | None:
+    """Fit the runs of one ZeRO stage; None without runs."""
     runs = list(records)
     if not runs:
         return None
-    medians = np.array([run_median_s(run) for run in runs])
-    terms = ["overhead"]
-    if len({run.plan.micro_batch for run in runs}) > 1:
-        terms.append("per_example")
-    if len({run.plan.workers for run in runs}) > 1:
-        terms.append("sync")
-    rows = np.array([[_TERMS[term](run.plan) for term in terms] for run in runs]) / medians[:, None]
-    coefficients, _ = nnls(rows, np.ones(len(runs)))
-    if terms[-1] == "sync" and not coefficients[:-1].any():  # a pass always takes time
-        terms, rows = terms[:-1], rows[:, :-1]
-        coefficients, _ = nnls(rows, np.ones(len(runs)))
-    residuals = np.log(rows @ coefficients)
-    active = coefficients > 0
-    dof = len(runs) - int(active.sum())
-    log_variance = float((residuals**2).sum() / dof) if dof > 0 else 0.0
-    return StepTimeFit(
-        terms=tuple(terms),
-        coefficients_s=tuple(map(float, coefficients)),
-        covariance=_covariance(rows, active, log_variance),
-        mean_over_median=_tail(runs),
-        log_variance=log_variance,
-        degrees_of_freedom=max(dof, 0),
-        runs=len(runs),
-        largest_workers=max(run.plan.workers for run in runs),
-        largest_micro_batch=max(run.plan.micro_batch for run in runs),
+    return fit_step_rows(
+        Rows(
+            shapes=tuple(shape_of(run.plan, run.nodes) for run in runs),
+            step_time_s=np.array([run_median_s(run) for run in runs]),
+            sync_time_s=np.array([run_sync_s(run) for run in runs]),
+        ),
+        priors,
     )
 
 
-def _tail(runs: list[ThroughputRecord]) -> Estimate:
-    """Geometric mean over runs of mean step / median step, with the interval of one fresh run."""
-    logs = np.log([np.mean(r.step_times_s[r.warmup_steps :]) / run_median_s(r) for r in runs])
+def fit_step_rows(rows: Rows, priors: StepPriors | None = None) -> StepTimeFit:
+    """Fit one median a run (at least one)."""
+    return StepTimeFit(fit_rows(rows, priors or StepPriors()), rows.shapes)
+
+
+def run_sync_s(record: ThroughputRecord) -> float:
+    """Median of the exposed synchronisation of one run; nan where it was not measured."""
+    settled = record.phase_times_s.get("sync", ())[record.warmup_steps :]
+    return float(np.median(settled)) if settled else float("nan")
+
+
+def mean_over_median(records: Iterable[ThroughputRecord]) -> Estimate | None:
+    """Give a run's mean over its median step: slow steps make the total longer than steps x median.
+
+    Geometric mean over runs, with the interval of one fresh run; None without runs.
+    """
+    logs = np.log([np.mean(r.step_times_s[r.warmup_steps :]) / run_median_s(r) for r in records])
     n = len(logs)
+    if not n:
+        return None
     error = float(logs.std(ddof=1) * np.sqrt(1 + 1 / n)) if n > 1 else None
     return log_estimate(float(logs.mean()), error, n - 1, n, "mean over median step of a run; t")
-
-
-def _covariance(rows: Floats, active: NDArray[np.bool_], variance: float) -> tuple[tuple[float, ...], ...]:
-    """Covariance of the terms that are not held at zero."""
-    full = np.zeros((rows.shape[1], rows.shape[1]))
-    own = rows[:, active]
-    full[np.ix_(active, active)] = variance * np.linalg.pinv(own.T @ own)
-    return tuple(tuple(map(float, row)) for row in full)

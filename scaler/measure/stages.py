@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar
 
 from scaler.batch import BatchPlan, candidates
 from scaler.decide.config import Answer
@@ -14,6 +13,7 @@ from scaler.launch import LaunchConfig
 from scaler.measure.evidence import Evidence, plan_task
 from scaler.measure.learning_rates import search_learning_rates, trial_limit
 from scaler.measure.memory import measure_memory
+from scaler.measure.throughput import measure_throughput
 from scaler.probe.convergence import ConvergenceRequest, probe_confirmation
 from scaler.probe.memory import MemoryRequest, probe_memory
 from scaler.probe.noise import NoiseRequest, probe_noise
@@ -23,14 +23,8 @@ from scaler.records import CONFIRMING_SEED, WorkloadRecord
 from scaler.runtime.protocol import Task
 from scaler.workload import Workload
 
-_STEPS_PER_RUN = 30
 _LAUNCHES = 2  # fresh runs of a plan differ by more than steps within one
 _NOISE_STEPS = 100
-_TIMED_BATCHES = 4
-_TIMED_COUNTS = 4
-_TIMING_SHARE = 0.3  # of the budget, memory included
-
-T = TypeVar("T")
 
 
 def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, workers: int) -> None:
@@ -81,38 +75,12 @@ def global_batches(workload: Workload, launch: LaunchConfig, sizes: WorkloadReco
     return [launch.plan.global_batch]
 
 
-def measure_throughput(
-    evidence: Evidence, launch: LaunchConfig, fits: MemoryFits, counts: Sequence[int], batches: Sequence[int]
-) -> None:
-    """Time fresh launches of plans that may be chosen, one at a time: neighbours would share the host.
-
-    Small batches first; once two sizes are timed on every worker count, the rest may take only a share of
-    the budget: the trials need most of it.
-    """
-    timed = _spaced(counts, _TIMED_COUNTS)
-    asked = []
-    for workers in timed:
-        plans = [feasible_plan(b, workers, fits, launch.cluster, launch.zero_stage) for b in batches]
-        if launch.plan is not None and launch.plan.workers == workers:
-            plans = [launch.plan]
-        for order, plan in enumerate(_spaced([plan for plan in plans if plan is not None], _TIMED_BATCHES)):
-            asked += [(launched, order, workers, plan) for launched in range(_LAUNCHES)]
-    # A sharded engine's worker count needs a worker group of its own: one count after the other then.
-    sharded = launch.zero_stage > 0
-    asked.sort(key=lambda item: (item[2], *item[:2]) if sharded else item[:3])
-    for number, (launched, _, _, plan) in enumerate(asked):
-        if number >= 2 * len(timed) and not sharded and evidence.share_spent() > _TIMING_SHARE:
-            break
-        request = ThroughputRequest(plan, _STEPS_PER_RUN, seed=launched)
-        evidence.ask("throughput", [plan_task(probe_throughput, request)], expected=len(asked))
-
-
 def measure_plans(evidence: Evidence, plans: Sequence[BatchPlan]) -> None:
     """Measure peak and fresh launches of plans that a sweep chose, so that it rests on measurements."""
     tasks = [plan_task(probe_memory, MemoryRequest(plan)) for plan in dict.fromkeys(plans)]
     for plan in dict.fromkeys(plans):
         tasks += [
-            plan_task(probe_throughput, ThroughputRequest(plan, _STEPS_PER_RUN, seed=launched))
+            plan_task(probe_throughput, ThroughputRequest(plan, seed=launched))
             for launched in range(_LAUNCHES)
         ]
     for task in tasks:
@@ -164,10 +132,3 @@ def confirm(evidence: Evidence, workload: Workload, answer: Answer) -> None:
         (probe_confirmation, request),
     ):
         evidence.ask("confirmation", [plan_task(probe, asked)], expected=2)
-
-
-def _spaced(items: Sequence[T], most: int) -> list[T]:
-    """Choose at most `most` items, evenly, with the first and the last."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

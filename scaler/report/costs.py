@@ -7,6 +7,7 @@ import numpy as np
 
 from scaler.batch import BatchPlan
 from scaler.fit.memory import MemoryFit, fit_memory
+from scaler.fit.step_model import StepShape
 from scaler.fit.step_time import StepTimeFit, fit_step_time, run_median_s
 from scaler.fit.traced import TracedFit
 from scaler.records import MemoryRecord, PredictionRecord, ThroughputRecord
@@ -86,7 +87,7 @@ def step_time_figure(records: Iterable[ThroughputRecord]) -> Figure | None:
         f"{format_seconds(run_median_s(slowest))} ({_where(slowest.plan)}); the fit gives one pass "
         f"{format_seconds(fit.overhead_s)} whatever its size and {per_thousand} per 1,000 examples. "
         f"Each point is one run's median of steps after warm-up, {counted(len(runs), 'run')}; "
-        "curves: non-negative least squares on relative error."
+        "curves: the step-time fit."
     )
     return Figure(
         name="step-time",
@@ -144,9 +145,14 @@ def _speed_series(
         passes = f", {accumulation} passes" if accumulation > 1 else ""
         series.append(Series(f"{counted(workers, 'worker')}{passes}", points, "points", group))
         sizes = np.geomspace(points[0].x, points[-1].x, _CURVE_POINTS).round().astype(int)
-        plans = [BatchPlan.equal(int(size), accumulation, workers) for size in np.unique(sizes)]
-        if len(plans) > 1:
-            curve = tuple(Point(p.micro_batch, height(p, fit.predict(p).value)) for p in plans)
+        shapes = [StepShape(own[0].nodes, workers, int(size), accumulation) for size in np.unique(sizes)]
+        if len(shapes) > 1:
+            curve = tuple(
+                Point(
+                    s.micro_batch, height(BatchPlan.equal(s.micro_batch, accumulation, workers), time_s.value)
+                )
+                for s, time_s in zip(shapes, fit.predict_all(shapes), strict=True)
+            )
             series.append(Series("", curve, "curve", group))
     return tuple(series)
 

@@ -16,13 +16,14 @@ from scaler.records import Record
 class Rank:
     """Where a probe finds itself: its place among the ranks of its task, and its device.
 
-    `group` is the process group of exactly these ranks; None for a single one.
+    `group` is the process group of exactly these ranks; None for a single one. `node` names the machine.
     """
 
     rank: int
     world_size: int
     device: Device
     group: Any = None
+    node: str = ""
 
 
 Probe = Callable[[Rank, Any, Any], Record]

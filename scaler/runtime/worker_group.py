@@ -131,13 +131,14 @@ def _serve(config: dict[str, Any]) -> None:
     world_rank = train.get_context().get_world_rank()
     index = train.torch.get_device().index if cluster.kind == "cuda" else 0
     device = open_device(cluster, world_rank if cluster.devices else None, index)
+    node = ray.get_runtime_context().get_node_id()
     ray.get(mailbox.post.remote(-1, world_rank, None))
     while (message := ray.get(mailbox.receive.remote(world_rank))) is not None:
         number, ranks, probe, request = message
         group = _new_group(ranks)
         if world_rank not in ranks:
             continue
-        rank = Rank(ranks.index(world_rank), len(ranks), device, group)
+        rank = Rank(ranks.index(world_rank), len(ranks), device, group, node)
         reply = perform(rank, probe, config["subject"], request)
         if group is not None:
             # Dropping the last reference frees peers that still wait in a collective.

@@ -1,0 +1,169 @@
+"""The form of a step's time, over nodes, workers, micro-batch and accumulation.
+
+    compute  C = (overhead + per_example x m) x drift(m) x (1 + straggle x log2 K)
+    sync     S = level(n) x (n - 1) / n x (1 + growth(n) x log2(K / n)) x deviation(n, K)   across nodes
+             S = level(1) x (K - 1) / K x (1 + growth(1) x log2(K / 2)) x deviation(1, K)   inside one
+    step     T = (accumulation - 1) x C + (C^g + S^g)^(1/g)          g >= 1: how far the two overlap
+
+The step is Pollux's (Qiao et al., OSDI'21, eq. 5-11), its synchronisation is not: there S grows with K - 2
+and runs away. A ring moves (n - 1) / n of the gradients through each node's link, and what shares that link,
+or is waited for, grows with the logarithm of the workers: the expected slowest of K is about log K above the
+mean. `drift` bends the line over the micro-batch, `deviation` is what one placement has of its own; both are
+small random effects, so that few measurements do not bend the rest.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+KNOTS: int = 4  # of the drift, for each doubling of the micro-batch
+_LEAST = 0.05  # of a factor that the search may push below zero
+_NEVER = -1e3  # logarithm of the synchronisation of one worker
+
+
+@dataclass(frozen=True, order=True)
+class StepShape:
+    """What a step's time depends on."""
+
+    nodes: int
+    workers: int
+    micro_batch: int
+    accumulation: int = 1
+
+    @property
+    def placement(self) -> tuple[int, int]:
+        """Nodes and workers."""
+        return self.nodes, self.workers
+
+    @property
+    def knot(self) -> int:
+        """Where on the logarithmic scale of micro-batches it lies, in steps of the drift."""
+        return round(KNOTS * math.log2(self.micro_batch))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each parameter lies in the vector: six shared ones, then one of each kind per size known."""
+
+    node_counts: tuple[int, ...]
+    """Ascending; 1 stands for links inside a node."""
+    placements: tuple[tuple[int, int], ...]
+    """(nodes, workers) of several workers."""
+    knots: tuple[int, ...]
+    """Of micro-batches."""
+
+    OVERHEAD, PER_EXAMPLE, STRAGGLE, OVERLAP, GROWTH, NODE_GROWTH = range(6)
+
+    @classmethod
+    def of(cls, shapes: Sequence[StepShape]) -> "Layout":
+        """Lay out the parameters that these shapes need."""
+        return cls(
+            node_counts=tuple(sorted({shape.nodes for shape in shapes if shape.workers > 1})),
+            placements=tuple(sorted({shape.placement for shape in shapes if shape.workers > 1})),
+            knots=tuple(sorted({shape.knot for shape in shapes})),
+        )
+
+    def extended(self, shapes: Sequence[StepShape]) -> "Layout":
+        """Lay out the parameters of further shapes too."""
+        more = Layout.of(shapes)
+        return Layout(
+            node_counts=tuple(sorted({*self.node_counts, *more.node_counts})),
+            placements=tuple(sorted({*self.placements, *more.placements})),
+            knots=tuple(sorted({*self.knots, *more.knots})),
+        )
+
+    @property
+    def levels(self) -> "slice[int, int, None]":
+        """Logarithms of the synchronisation levels, by node count."""
+        return slice(6, 6 + len(self.node_counts))
+
+    @property
+    def growths(self) -> "slice[int, int, None]":
+        """By node count."""
+        return slice(self.levels.stop, self.levels.stop + len(self.node_counts))
+
+    @property
+    def deviations(self) -> "slice[int, int, None]":
+        """Logarithms, by placement."""
+        return slice(self.growths.stop, self.growths.stop + len(self.placements))
+
+    @property
+    def drifts(self) -> "slice[int, int, None]":
+        """Logarithms, by knot."""
+        return slice(self.deviations.stop, self.deviations.stop + len(self.knots))
+
+    @property
+    def size(self) -> int:
+        """How many parameters there are."""
+        return self.drifts.stop
+
+
+class Grid:
+    """Shapes as arrays, with the places of their parameters."""
+
+    def __init__(self, layout: Layout, shapes: Sequence[StepShape]) -> None:
+        self.size = layout.size
+        self.nodes, self.workers, self.micro_batch, self.accumulation = np.array(
+            [(s.nodes, s.workers, s.micro_batch, s.accumulation) for s in shapes], dtype=float
+        ).T
+        self._rows = np.arange(len(shapes))
+        self._synchronised = np.flatnonzero(self.workers > 1)
+        several = [shape for shape in shapes if shape.workers > 1]
+        counts, placements, knots = (
+            {key: i for i, key in enumerate(keys)}
+            for keys in (layout.node_counts, layout.placements, layout.knots)
+        )
+        by_count = np.array([counts[s.nodes] for s in several], dtype=int)
+        self._level, self._growth = by_count + layout.levels.start, by_count + layout.growths.start
+        self._deviation = np.array([placements[s.placement] for s in several], dtype=int)
+        self._deviation += layout.deviations.start
+        self._drift = np.array([knots[s.knot] for s in shapes], dtype=int) + layout.drifts.start
+        nodes, workers = self.nodes[self._synchronised], self.workers[self._synchronised]
+        parts = np.where(nodes == 1, workers, nodes)
+        self._log_moved = np.log((parts - 1) / parts)
+        self._shared = np.log2(np.where(nodes == 1, workers / 2, workers / nodes))
+
+    def log_compute(self, x: Floats) -> tuple[Floats, Floats]:
+        """Give the logarithm of one pass's compute time [shapes] and its derivatives [shapes, parameters]."""
+        overhead, examples = np.exp(x[Layout.OVERHEAD]), np.exp(x[Layout.PER_EXAMPLE]) * self.micro_batch
+        doublings = np.log2(self.workers)
+        straggle = 1 + x[Layout.STRAGGLE] * doublings
+        bounded = np.maximum(straggle, _LEAST)
+        slopes = np.zeros((len(self._rows), self.size))
+        slopes[:, Layout.OVERHEAD] = overhead / (overhead + examples)
+        slopes[:, Layout.PER_EXAMPLE] = examples / (overhead + examples)
+        slopes[:, Layout.STRAGGLE] = np.where(straggle > _LEAST, doublings / bounded, 0.0)
+        slopes[self._rows, self._drift] = 1
+        return np.log(overhead + examples) + x[self._drift] + np.log(bounded), slopes
+
+    def log_sync(self, x: Floats) -> tuple[Floats, Floats]:
+        """Give the logarithm of the synchronisation [shapes] and its derivatives [shapes, parameters]."""
+        growth = 1 + x[self._growth] * self._shared
+        bounded = np.maximum(growth, _LEAST)
+        values = np.full(len(self._rows), _NEVER)
+        slopes = np.zeros((len(self._rows), self.size))
+        rows = self._synchronised
+        values[rows] = x[self._level] + self._log_moved + np.log(bounded) + x[self._deviation]
+        slopes[rows, self._level] = slopes[rows, self._deviation] = 1
+        slopes[rows, self._growth] = np.where(growth > _LEAST, self._shared / bounded, 0.0)
+        return values, slopes
+
+    def log_step(self, x: Floats) -> tuple[Floats, Floats]:
+        """Give the logarithm of the step time [shapes] and its derivatives [shapes, parameters]."""
+        extra = np.exp(x[Layout.OVERLAP])
+        overlap = 1 + extra
+        (compute, compute_slopes), (sync, sync_slopes) = self.log_compute(x), self.log_sync(x)
+        last = np.logaddexp(overlap * compute, overlap * sync) / overlap
+        exposed = np.exp(overlap * (sync - last))[:, None]  # the share that synchronisation has in the sum
+        slopes = (1 - exposed) * compute_slopes + exposed * sync_slopes
+        mean = (1 - exposed[:, 0]) * compute + exposed[:, 0] * np.where(sync > _NEVER, sync, 0.0)
+        slopes[:, Layout.OVERLAP] += (mean - last) / overlap * extra
+        with np.errstate(divide="ignore"):
+            value = np.logaddexp(np.log(self.accumulation - 1) + compute, last)
+        own = np.exp(last - value)[:, None]
+        return value, own * slopes + (1 - own) * compute_slopes

@@ -1,0 +1,278 @@
+"""Fits the step-time model to a few medians: most likely parameters under priors, and their covariance."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from scaler.fit.step_model import KNOTS, Floats, Grid, Layout, StepShape
+
+_ROUNDS = 5  # of the noise, which is estimated along
+_SETTLED = 0.02
+_FLAT = 1e-6  # below this a prior's bend is straight
+_VAGUE = 5.0  # on the log scale: the data decide
+
+
+@dataclass(frozen=True)
+class Normal:
+    """A prior belief: mean and standard deviation."""
+
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class StepPriors:
+    """What is known of any workload before it is measured; all without a unit.
+
+    The defaults predict public traces of three applications on up to 16 T4 GPUs (Pollux, OSDI'21 artifact)
+    best from their runs on few: `benchmarks/step_time.py` derives them again, and scores every application
+    with those of the others.
+    """
+
+    straggle: Normal = Normal(0.02, 0.015)
+    """Growth of the compute time with each doubling of the workers."""
+    log_overlap: Normal = Normal(0.2, 0.4)
+    """Of g - 1."""
+    growth: Normal = Normal(0.15, 0.1)
+    """Growth of the synchronisation with each doubling of the workers on a node."""
+    node_growth: Normal = Normal(0.05, 0.08)
+    """Growth of the logarithm of its level with each doubling of the nodes."""
+    growth_spread: float = 0.12
+    """Between node counts."""
+    level_spread: float = 0.25
+    """Of the logarithm of the level, for each doubling of the nodes."""
+    deviation: float = 0.12
+    drift: float = 0.05
+    noise: float = 0.05
+    """Of the median step of one fresh run, on the log scale, as strong as `noise_dof` measurements."""
+    noise_dof: int = 8
+    first_level: Normal = Normal(-1.2, 1.5)
+    """Logarithm of the synchronisation over the step, before any was seen."""
+    across_nodes: Normal = Normal(2.0, 1.2)
+    """Logarithm of the level across nodes over that inside one."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What was measured: a median step per run, and where known how much of it is exposed synchronisation."""
+
+    shapes: tuple[StepShape, ...]
+    step_time_s: Floats
+    sync_time_s: Floats
+    """nan where it was not measured."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Parameters with their covariance, after the rows."""
+
+    layout: Layout
+    parameters: Floats
+    covariance: Floats
+    noise: float
+    """Standard deviation of one fresh run around the model, on the log scale."""
+    degrees_of_freedom: float
+    priors: StepPriors
+
+    def log_step(self, shapes: Sequence[StepShape]) -> tuple[Floats, Floats, Floats]:
+        """Give the logarithms of step times [shapes], their derivatives and the covariance used.
+
+        Sizes that were not measured have parameters of their own, drawn from the known ones.
+        """
+        layout, x, covariance = self._extended(shapes)
+        return *Grid(layout, shapes).log_step(x), covariance
+
+    def predict(self, shapes: Sequence[StepShape]) -> tuple[Floats, Floats]:
+        """Give the logarithm of the median step of one fresh run of each shape, and its standard error."""
+        values, slopes, covariance = self.log_step(shapes)
+        variance = ((slopes @ covariance) * slopes).sum(axis=1)
+        return values, np.sqrt(variance + self.noise**2)
+
+    def _extended(self, shapes: Sequence[StepShape]) -> tuple[Layout, Floats, Floats]:
+        """Add the parameters of sizes that were not measured: each a known one's line plus a spread."""
+        old, priors = self.layout, self.priors
+        new = old.extended(shapes)
+        if new == old:
+            return old, self.parameters, self.covariance
+        lines = np.zeros((new.size, old.size))
+        spread = np.zeros((new.size, new.size))
+        offset = np.zeros(new.size)
+        lines[:6, :6] = np.eye(6)
+        for i, nodes in enumerate(new.node_counts):
+            level, growth = new.levels.start + i, new.growths.start + i
+            if nodes in old.node_counts:
+                j = old.node_counts.index(nodes)
+                lines[level, old.levels.start + j] = lines[growth, old.growths.start + j] = 1
+                continue
+            lines[growth, Layout.GROWTH] = 1
+            spread[growth, growth] = priors.growth_spread**2
+            near = _nearest(nodes, old.node_counts)
+            if near is None:
+                continue
+            lines[level, old.levels.start + old.node_counts.index(near)] = 1
+            if near == 1 or nodes == 1:
+                sign = 1 if near == 1 else -1
+                offset[level] = sign * priors.across_nodes.mean
+                spread[level, level] = priors.across_nodes.deviation**2
+            else:
+                doublings = float(np.log2(nodes / near))
+                lines[level, Layout.NODE_GROWTH] = doublings
+                spread[level, level] = priors.level_spread**2 * abs(doublings)
+        for i, placement in enumerate(new.placements, new.deviations.start):
+            if placement in old.placements:
+                lines[i, old.deviations.start + old.placements.index(placement)] = 1
+            else:
+                spread[i, i] = priors.deviation**2
+        among, across = (_alike(new.knots, knots) for knots in (new.knots, old.knots))
+        weights = np.linalg.solve(_alike(old.knots, old.knots), across.T).T
+        lines[new.drifts, old.drifts] = weights
+        spread[new.drifts, new.drifts] = priors.drift**2 * (among - weights @ across.T)
+        first = priors.first_level
+        if not old.node_counts:  # nothing synchronised was measured: all that is known is the prior's
+            offset[new.levels] = self.parameters[Layout.OVERHEAD] + first.mean
+            spread[new.levels, new.levels] = np.eye(len(new.node_counts)) * first.deviation**2
+        covariance = lines @ self.covariance @ lines.T + spread
+        return new, lines @ self.parameters + offset, covariance
+
+
+def fit_rows(rows: Rows, priors: StepPriors) -> Posterior:
+    """Find the most likely parameters; the noise is estimated along with them (at least one row)."""
+    layout = Layout.of(rows.shapes)
+    search = _Search(layout, rows, priors)
+    x, noise = search.start(), priors.noise
+    for _ in range(_ROUNDS):
+        found = least_squares(search.residuals, x, search.slopes, args=(noise,), max_nfev=200)
+        x = found.x
+        covariance = np.linalg.inv(found.jac.T @ found.jac)
+        misfit = search.grid.log_step(x)[0] - search.log_step
+        slopes = found.jac[: len(misfit)]
+        used = float(np.trace(slopes @ covariance @ slopes.T))  # parameters that the data decided
+        dof = priors.noise_dof + max(0.0, len(misfit) - used)
+        before, noise = noise, float(np.sqrt((priors.noise_dof * priors.noise**2 + (misfit**2).sum()) / dof))
+        if abs(np.log(noise / before)) < _SETTLED:
+            break
+    return Posterior(layout, x, covariance, noise, dof, priors)
+
+
+class _Search:
+    """The residuals of one fit: of the rows, then of the priors."""
+
+    def __init__(self, layout: Layout, rows: Rows, priors: StepPriors) -> None:
+        self.layout, self.priors = layout, priors
+        self.grid = Grid(layout, rows.shapes)
+        self.log_step = np.log(rows.step_time_s)
+        self._split = ~np.isnan(rows.sync_time_s) & (self.grid.workers > 1)
+        compute_s = np.where(self._split, rows.step_time_s - rows.sync_time_s, 1.0)
+        self._log_pass = np.log(compute_s / self.grid.accumulation)
+        self._middle = float(np.median(self.log_step))
+        self._batch = float(np.log(np.median(self.grid.micro_batch)))
+        alike = priors.drift**2 * _alike(layout.knots, layout.knots)
+        self._whiten = np.linalg.inv(np.linalg.cholesky(alike))
+
+    def start(self) -> Floats:
+        """Give a point to search from."""
+        layout, priors = self.layout, self.priors
+        x = np.zeros(layout.size)
+        x[Layout.OVERHEAD] = self.log_step.min() - np.log(2)
+        x[Layout.PER_EXAMPLE] = x[Layout.OVERHEAD] - self._batch
+        x[Layout.STRAGGLE] = priors.straggle.mean
+        x[Layout.OVERLAP] = priors.log_overlap.mean
+        x[Layout.GROWTH] = x[layout.growths] = priors.growth.mean
+        x[layout.levels] = self._middle + priors.first_level.mean
+        return x
+
+    def residuals(self, x: Floats, noise: float) -> Floats:
+        """Give the misfit of rows and priors, each over its standard deviation."""
+        usual = self._usual(x)[0]
+        return np.concatenate(
+            [
+                (self.grid.log_step(x)[0] - self.log_step) / noise,
+                (self.grid.log_compute(x)[0] - self._log_pass)[self._split] / noise,
+                np.sign(usual) * np.sqrt(2 * np.log1p(usual**2 / 2)),
+                self._whiten @ x[self.layout.drifts],
+                self._levels(x)[0],
+            ]
+        )
+
+    def slopes(self, x: Floats, noise: float) -> Floats:
+        """Give the derivatives of the residuals [residuals, parameters]."""
+        usual, usual_slopes = self._usual(x)
+        bend = np.sqrt(2 * np.log1p(usual**2 / 2))
+        bent = np.where(
+            np.abs(usual) < _FLAT, 1.0, np.abs(usual) / ((1 + usual**2 / 2) * np.maximum(bend, _FLAT))
+        )
+        drifts = np.zeros((len(self.layout.knots), self.layout.size))
+        drifts[:, self.layout.drifts] = self._whiten
+        return np.concatenate(
+            [
+                self.grid.log_step(x)[1] / noise,
+                self.grid.log_compute(x)[1][self._split] / noise,
+                bent[:, None] * usual_slopes,
+                drifts,
+                self._levels(x)[1],
+            ]
+        )
+
+    def _usual(self, x: Floats) -> tuple[Floats, Floats]:
+        """Give what priors say is small, over how small, and its derivatives.
+
+        Data may leave these priors: they have the tails of Cauchy's distribution.
+        """
+        layout, priors = self.layout, self.priors
+        rows = [
+            (Layout.STRAGGLE, priors.straggle),
+            (Layout.OVERLAP, priors.log_overlap),
+            (Layout.GROWTH, priors.growth),
+            (Layout.NODE_GROWTH, priors.node_growth),
+            *(
+                (i, Normal(0.0, priors.growth_spread))
+                for i in range(layout.growths.start, layout.growths.stop)
+            ),
+            *(
+                (i, Normal(0.0, priors.deviation))
+                for i in range(layout.deviations.start, layout.deviations.stop)
+            ),
+        ]
+        scale = np.array([prior.deviation for _, prior in rows])
+        slopes = np.zeros((len(rows), layout.size))
+        slopes[range(len(rows)), [i for i, _ in rows]] = 1
+        slopes[4 : 4 + len(layout.node_counts), Layout.GROWTH] = -1  # growths are held to the shared one
+        mean = np.array([prior.mean for _, prior in rows])
+        return (slopes @ x - mean) / scale, slopes / scale[:, None]
+
+    def _levels(self, x: Floats) -> tuple[Floats, Floats]:
+        """Give how far levels are from what is expected: the first is free, the next grows from it.
+
+        And how far the line of the compute time is from the rows; all vaguely.
+        """
+        layout, counts, priors = self.layout, self.layout.node_counts, self.priors
+        slopes = np.zeros((2 + len(counts), layout.size))
+        expected = np.zeros(2 + len(counts))
+        slopes[0, Layout.OVERHEAD] = slopes[1, Layout.PER_EXAMPLE] = 1 / _VAGUE
+        expected[:2] = self._middle / _VAGUE, (self._middle - self._batch) / _VAGUE
+        for i, nodes in enumerate(counts):
+            level = layout.levels.start + i
+            if i == 0 or counts[i - 1] == 1:
+                slopes[2 + i, level] = 1 / priors.first_level.deviation
+                expected[2 + i] = (self._middle + priors.first_level.mean) / priors.first_level.deviation
+            else:
+                doublings = float(np.log2(nodes / counts[i - 1]))
+                scale = priors.level_spread * np.sqrt(doublings)
+                slopes[2 + i, [level, level - 1, Layout.NODE_GROWTH]] = np.array([1, -1, -doublings]) / scale
+        return slopes @ x - expected, slopes
+
+
+def _alike(left: Sequence[int], right: Sequence[int]) -> Floats:
+    """Correlation of the drift between knots: falls off over a doubling of the micro-batch."""
+    distance = np.abs(np.subtract.outer(np.array(left), np.array(right))) / KNOTS
+    return np.asarray(np.exp(-distance)) + np.where(distance == 0, 1e-9, 0.0)
+
+
+def _nearest(nodes: int, known: Sequence[int]) -> int | None:
+    """Choose the node count to draw a level from: of several nodes if any, else the other kind."""
+    if not known:
+        return None
+    kind = [n for n in known if (n == 1) == (nodes == 1)] or list(known)
+    return min(kind, key=lambda n: abs(np.log2(n / nodes)))
