@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_recommend(commands)
     _add_report(commands)
+    _add_fit(commands)
     return parser
 
 
@@ -165,6 +166,23 @@ def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="write a run's HTML page again", allow_abbrev=False)
     report.add_argument("folder", metavar="RUN", help="run folder")
     report.set_defaults(run=_report)
+
+
+def _add_fit(commands: Any) -> None:
+    fit = commands.add_parser("fit", help="predict from measurements of your own", allow_abbrev=False)
+    what = fit.add_subparsers(metavar="WHAT", parser_class=_Parser, required=True)
+    step_time = what.add_parser(
+        "step-time",
+        help="step times of other worker counts and batches",
+        allow_abbrev=False,
+        description="KNOWN has the columns nodes, workers, micro_batch, accumulation and step_time_s (the "
+        "median step of one run), and may have sync_time_s (seconds of the step not hidden by computation). "
+        "ASKED has the first four.",
+    )
+    step_time.add_argument("known", metavar="KNOWN.csv", help="what was measured, a row for each run")
+    step_time.add_argument("--at", required=True, metavar="ASKED.csv", help="what to predict")
+    step_time.add_argument("--json", action="store_true", help="print the predictions as JSON")
+    step_time.set_defaults(run=_fit_step_time)
 
 
 def _no_command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -269,6 +287,18 @@ def _report(options: argparse.Namespace) -> None:
     from scaler.pipeline import report
 
     print(report(options.folder))
+
+
+def _fit_step_time(options: argparse.Namespace) -> None:
+    from scaler.fit.bring import fit_step_time_table
+    from scaler.report.brought import print_step_times
+
+    answer = fit_step_time_table(options.known, options.at)
+    if options.json:
+        print(json.dumps(answer.model_dump(mode="json"), indent=2))
+    else:
+        print_step_times(answer)
+    print("\nnext: scaler tune WORKLOAD --cluster FILE measures them itself", file=sys.stderr)
 
 
 def _print(config: Any, as_json: bool) -> None:

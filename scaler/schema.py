@@ -22,6 +22,7 @@ class Strict(BaseModel):
 
 M = TypeVar("M", bound=BaseModel)
 
+_WHOLE = "the whole: "  # where a fault lies that is of no one key
 _MOST_FAULTS = 20  # of a table that are listed
 
 
@@ -99,7 +100,9 @@ def read_csv(path: Path, model: type[M]) -> list[M]:
                 model.model_validate({key: cell for key, cell in row.items() if cell not in ("", None)})
             )
         except ValidationError as error:
-            faults += [f"line {number}: {_fault(model, fault)}" for fault in error.errors()]
+            faults += [
+                f"line {number}: {_fault(model, fault).removeprefix(_WHOLE)}" for fault in error.errors()
+            ]
         except ValueError as error:
             faults.append(f"line {number}: {error}")
     if faults:
@@ -134,7 +137,7 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 
 def _fault(model: type[BaseModel], fault: Any) -> str:
-    where = ".".join(str(part) for part in fault["loc"]) or "the whole"
+    where = ".".join(str(part) for part in fault["loc"]) or _WHOLE.removesuffix(": ")
     if fault["type"] == "extra_forbidden":
         leaf = str(fault["loc"][-1])
         known = _keys(model) if len(fault["loc"]) == 1 else []

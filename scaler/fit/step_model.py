@@ -153,11 +153,15 @@ class Grid:
         slopes[rows, self._growth] = np.where(growth > _LEAST, self._shared / bounded, 0.0)
         return values, slopes
 
-    def log_step(self, x: Floats) -> tuple[Floats, Floats]:
-        """Give the logarithm of the step time [shapes] and its derivatives [shapes, parameters]."""
+    def log_step(self, x: Floats, longer_sync: Floats | float = 0.0) -> tuple[Floats, Floats]:
+        """Give the logarithm of the step time [shapes] and its derivatives [shapes, parameters].
+
+        `longer_sync` is added to the logarithm of the synchronisation.
+        """
         extra = np.exp(x[Layout.OVERLAP])
         overlap = 1 + extra
         (compute, compute_slopes), (sync, sync_slopes) = self.log_compute(x), self.log_sync(x)
+        sync = sync + longer_sync
         last = np.logaddexp(overlap * compute, overlap * sync) / overlap
         exposed = np.exp(overlap * (sync - last))[:, None]  # the share that synchronisation has in the sum
         slopes = (1 - exposed) * compute_slopes + exposed * sync_slopes

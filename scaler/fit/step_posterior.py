@@ -1,15 +1,19 @@
 """Fits the step-time model to a few medians: most likely parameters under priors, and their covariance."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 from scipy.optimize import least_squares
 
 from scaler.fit.step_model import KNOTS, Floats, Grid, Layout, StepShape
+from scaler.stats import CONFIDENCE
 
 _ROUNDS = 5  # of the noise, which is estimated along
 _SETTLED = 0.02
+_SMALL = 1e-4  # a shift, to take a derivative
 _FLAT = 1e-6  # below this a prior's bend is straight
 _VAGUE = 5.0  # on the log scale: the data decide
 
@@ -35,7 +39,7 @@ class StepPriors:
     """Growth of the compute time with each doubling of the workers."""
     log_overlap: Normal = Normal(0.2, 0.4)
     """Of g - 1."""
-    growth: Normal = Normal(0.15, 0.1)
+    growth: Normal = Normal(0.15, 0.05)
     """Growth of the synchronisation with each doubling of the workers on a node."""
     node_growth: Normal = Normal(0.05, 0.08)
     """Growth of the logarithm of its level with each doubling of the nodes."""
@@ -44,14 +48,26 @@ class StepPriors:
     level_spread: float = 0.25
     """Of the logarithm of the level, for each doubling of the nodes."""
     deviation: float = 0.12
+    """Of the logarithm of a measured placement's synchronisation: how far single ones may bend the rest."""
+    fresh_deviation: float = 0.02
+    """The same, of placements that were not measured."""
+    width: float = 0.7
+    """Share of the parameters' standard deviation in intervals: deviations leave more room than is needed."""
     drift: float = 0.05
     noise: float = 0.05
     """Of the median step of one fresh run, on the log scale, as strong as `noise_dof` measurements."""
     noise_dof: int = 8
-    first_level: Normal = Normal(-1.2, 1.5)
-    """Logarithm of the synchronisation over the step, before any was seen."""
-    across_nodes: Normal = Normal(2.0, 1.2)
+    inside: Normal = Normal(-1.7, 1.0)
+    """Logarithm of the level inside a node over the step, before any was seen."""
+    across: Normal = Normal(2.0, 1.2)
     """Logarithm of the level across nodes over that inside one."""
+
+    def first_level(self, nodes: int) -> Normal:
+        """Give the logarithm of the level over the step, before any synchronisation was seen."""
+        if nodes == 1:
+            return self.inside
+        deviation = math.hypot(self.inside.deviation, self.across.deviation)
+        return Normal(self.inside.mean + self.across.mean, deviation)
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,8 @@ class Posterior:
     noise: float
     """Standard deviation of one fresh run around the model, on the log scale."""
     degrees_of_freedom: float
+    middle: float
+    """Logarithm of the median row."""
     priors: StepPriors
 
     def log_step(self, shapes: Sequence[StepShape]) -> tuple[Floats, Floats, Floats]:
@@ -84,11 +102,22 @@ class Posterior:
         layout, x, covariance = self._extended(shapes)
         return *Grid(layout, shapes).log_step(x), covariance
 
-    def predict(self, shapes: Sequence[StepShape]) -> tuple[Floats, Floats]:
-        """Give the logarithm of the median step of one fresh run of each shape, and its standard error."""
-        values, slopes, covariance = self.log_step(shapes)
-        variance = ((slopes @ covariance) * slopes).sum(axis=1)
-        return values, np.sqrt(variance + self.noise**2)
+    def predict(self, shapes: Sequence[StepShape]) -> tuple[Floats, Floats, Floats]:
+        """Give the logarithm of the median step of one fresh run of each shape, and of its interval's ends.
+
+        The interval is linear in the parameters, except for what a very uncertain synchronisation does: it
+        may come to rule the step, and without it the step is as long as its computation.
+        """
+        layout, x, covariance = self._extended(shapes)
+        grid = Grid(layout, shapes)
+        values, slopes = grid.log_step(x)
+        quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, self.degrees_of_freedom))
+        half = quantile * np.sqrt(self.priors.width**2 * _variances(slopes, covariance) + self.noise**2)
+        longer = quantile * np.sqrt(_variances(grid.log_sync(x)[1], covariance))
+        above, below = grid.log_step(x, longer)[0] - values, values - grid.log_step(x, -longer)[0]
+        linear = longer * (grid.log_step(x, _SMALL)[0] - values) / _SMALL
+        low = values - half + np.maximum(linear - below, 0.0)
+        return values, low, values + half + np.maximum(above - linear, 0.0)
 
     def _extended(self, shapes: Sequence[StepShape]) -> tuple[Layout, Floats, Floats]:
         """Add the parameters of sizes that were not measured: each a known one's line plus a spread."""
@@ -109,13 +138,16 @@ class Posterior:
             lines[growth, Layout.GROWTH] = 1
             spread[growth, growth] = priors.growth_spread**2
             near = _nearest(nodes, old.node_counts)
-            if near is None:
+            if near is None:  # nothing synchronised was measured
+                first = priors.first_level(nodes)
+                offset[level] = self.middle + first.mean
+                spread[level, level] = first.deviation**2
                 continue
             lines[level, old.levels.start + old.node_counts.index(near)] = 1
             if near == 1 or nodes == 1:
                 sign = 1 if near == 1 else -1
-                offset[level] = sign * priors.across_nodes.mean
-                spread[level, level] = priors.across_nodes.deviation**2
+                offset[level] = sign * priors.across.mean
+                spread[level, level] = priors.across.deviation**2
             else:
                 doublings = float(np.log2(nodes / near))
                 lines[level, Layout.NODE_GROWTH] = doublings
@@ -124,15 +156,11 @@ class Posterior:
             if placement in old.placements:
                 lines[i, old.deviations.start + old.placements.index(placement)] = 1
             else:
-                spread[i, i] = priors.deviation**2
+                spread[i, i] = priors.fresh_deviation**2
         among, across = (_alike(new.knots, knots) for knots in (new.knots, old.knots))
         weights = np.linalg.solve(_alike(old.knots, old.knots), across.T).T
         lines[new.drifts, old.drifts] = weights
         spread[new.drifts, new.drifts] = priors.drift**2 * (among - weights @ across.T)
-        first = priors.first_level
-        if not old.node_counts:  # nothing synchronised was measured: all that is known is the prior's
-            offset[new.levels] = self.parameters[Layout.OVERHEAD] + first.mean
-            spread[new.levels, new.levels] = np.eye(len(new.node_counts)) * first.deviation**2
         covariance = lines @ self.covariance @ lines.T + spread
         return new, lines @ self.parameters + offset, covariance
 
@@ -153,7 +181,7 @@ def fit_rows(rows: Rows, priors: StepPriors) -> Posterior:
         before, noise = noise, float(np.sqrt((priors.noise_dof * priors.noise**2 + (misfit**2).sum()) / dof))
         if abs(np.log(noise / before)) < _SETTLED:
             break
-    return Posterior(layout, x, covariance, noise, dof, priors)
+    return Posterior(layout, x, covariance, noise, dof, search.middle, priors)
 
 
 class _Search:
@@ -166,7 +194,7 @@ class _Search:
         self._split = ~np.isnan(rows.sync_time_s) & (self.grid.workers > 1)
         compute_s = np.where(self._split, rows.step_time_s - rows.sync_time_s, 1.0)
         self._log_pass = np.log(compute_s / self.grid.accumulation)
-        self._middle = float(np.median(self.log_step))
+        self.middle = float(np.median(self.log_step))
         self._batch = float(np.log(np.median(self.grid.micro_batch)))
         alike = priors.drift**2 * _alike(layout.knots, layout.knots)
         self._whiten = np.linalg.inv(np.linalg.cholesky(alike))
@@ -180,7 +208,7 @@ class _Search:
         x[Layout.STRAGGLE] = priors.straggle.mean
         x[Layout.OVERLAP] = priors.log_overlap.mean
         x[Layout.GROWTH] = x[layout.growths] = priors.growth.mean
-        x[layout.levels] = self._middle + priors.first_level.mean
+        x[layout.levels] = [self.middle + priors.first_level(nodes).mean for nodes in layout.node_counts]
         return x
 
     def residuals(self, x: Floats, noise: float) -> Floats:
@@ -251,17 +279,22 @@ class _Search:
         slopes = np.zeros((2 + len(counts), layout.size))
         expected = np.zeros(2 + len(counts))
         slopes[0, Layout.OVERHEAD] = slopes[1, Layout.PER_EXAMPLE] = 1 / _VAGUE
-        expected[:2] = self._middle / _VAGUE, (self._middle - self._batch) / _VAGUE
+        expected[:2] = self.middle / _VAGUE, (self.middle - self._batch) / _VAGUE
         for i, nodes in enumerate(counts):
             level = layout.levels.start + i
             if i == 0 or counts[i - 1] == 1:
-                slopes[2 + i, level] = 1 / priors.first_level.deviation
-                expected[2 + i] = (self._middle + priors.first_level.mean) / priors.first_level.deviation
+                first = priors.first_level(nodes)
+                slopes[2 + i, level] = 1 / first.deviation
+                expected[2 + i] = (self.middle + first.mean) / first.deviation
             else:
                 doublings = float(np.log2(nodes / counts[i - 1]))
                 scale = priors.level_spread * np.sqrt(doublings)
                 slopes[2 + i, [level, level - 1, Layout.NODE_GROWTH]] = np.array([1, -1, -doublings]) / scale
         return slopes @ x - expected, slopes
+
+
+def _variances(slopes: Floats, covariance: Floats) -> Floats:
+    return np.asarray(((slopes @ covariance) * slopes).sum(axis=1))
 
 
 def _alike(left: Sequence[int], right: Sequence[int]) -> Floats:

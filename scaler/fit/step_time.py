@@ -54,11 +54,9 @@ class StepTimeFit:
 
     def predict_all(self, shapes: Sequence[StepShape]) -> list[Estimate]:
         """Predict the median step time of one fresh run of each shape."""
-        values, errors = self.posterior.predict(shapes)
-        dof = self.posterior.degrees_of_freedom
         return [
-            log_estimate(float(value), float(error), dof, self.runs, METHOD)
-            for value, error in zip(values, errors, strict=True)
+            Estimate(value=value, low=low, high=high, samples=self.runs, method=METHOD)
+            for value, low, high in np.exp(np.transpose(self.posterior.predict(shapes))).tolist()
         ]
 
     def is_extrapolated(self, shape: StepShape) -> bool:
