@@ -6,7 +6,7 @@ The traces are of three applications on up to 16 T4 GPUs, four a node (Pollux, O
 rows with up to K GPUs are known and all above are asked. The priors are chosen on the two other applications
 only: of a small grid, those with the least mean absolute error on the same questions, with and without the
 synchronisation times. The defaults in the package are the same choice on all three. What the grid lacks was
-set once and for all: `width` so that intervals held on these traces without being too narrow on simulated runs.
+set once and for all: `width` so that intervals hold on these traces and are not too narrow on simulated runs.
 """
 
 import csv
@@ -27,7 +27,7 @@ from scaler.fit.step_posterior import Normal, Rows, StepPriors, fit_rows
 APPS = ("bert", "cifar10", "imagenet")
 CUTS = (4, 8)  # GPUs known
 GRID = {
-    "growth": (0.1, 0.15, 0.2, 0.25, 0.3),
+    "growth": (0.05, 0.1, 0.15, 0.2, 0.25),
     "growth_deviation": (0.05, 0.1),
     "deviation": (0.07, 0.12),
     "log_overlap": (0.2, 0.6),

@@ -177,6 +177,16 @@ class ThroughputRecord(Observation):
     """Of every rank: median of its steps less their exposed synchronisation."""
 
 
+class PowersRecord(Observation):
+    """Times of passes of sizes around a power of two, taken in turn on one worker."""
+
+    kind: Literal["powers"] = "powers"
+    micro_batches: tuple[PositiveInt, ...]
+    """2^k - 1, 2^k, 2^k + 1, 3 x 2^(k-1), 2^(k+1)."""
+    step_times_s: tuple[tuple[PositiveFloat, ...], ...]
+    """Of each size, a value a round."""
+
+
 class NoiseRecord(Observation):
     """Squared gradient norms per step: of `small_batch` examples (mean over workers), and of the batch."""
 
@@ -227,6 +237,7 @@ Record = Annotated[
     | PredictionRecord
     | MemoryRecord
     | ThroughputRecord
+    | PowersRecord
     | NoiseRecord
     | ConvergenceRecord
     | ConfirmationRecord,

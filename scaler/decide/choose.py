@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
 from scaler.decide.config import Answer, Bound
+from scaler.decide.epochs import turned
 from scaler.decide.fits import Fits
 from scaler.decide.plans import split_batch
 from scaler.decide.reasons import reasons
@@ -81,7 +82,7 @@ def answer(
         warmup_examples=reference.warmup_examples,
         warmup_steps=-(-reference.warmup_examples // plan.global_batch),
         step_time_s=best.step_time_s,
-        samples_per_s=_rate(best.step_time_s, plan.global_batch),
+        samples_per_s=turned(best.step_time_s, plan.global_batch),
         examples_to_target=best.examples,
         steps_to_target=best.examples.scaled(1 / plan.global_batch) if best.examples else None,
         time_to_target_s=time_s,
@@ -162,18 +163,6 @@ def _bound(fits: Fits, cluster: Cluster, ranked: list[Option], pinned: BatchPlan
 def _at_once(global_batch: int, workers: int, zero_stage: int) -> BatchPlan:
     """Spread a global batch as if memory had no limit: one pass."""
     return BatchPlan.split(global_batch, workers, global_batch, zero_stage)
-
-
-def _rate(step_time_s: Estimate, global_batch: int) -> Estimate:
-    """Examples per second; the interval turns over."""
-    low, high = step_time_s.low, step_time_s.high
-    return step_time_s.model_copy(
-        update={
-            "value": global_batch / step_time_s.value,
-            "low": None if high is None else global_batch / high,
-            "high": None if low is None else global_batch / low,
-        }
-    )
 
 
 def _examples(fits: Fits, result: BatchResult) -> Estimate:

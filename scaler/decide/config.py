@@ -7,6 +7,7 @@ from pydantic import Field
 
 from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
+from scaler.fit.powers import PowersFit
 from scaler.schema import Strict
 from scaler.stats import Estimate
 
@@ -47,8 +48,21 @@ class Findings(Strict):
     learning_rate_exponent: Estimate | None = None
     step_overhead_s: float | None = None
     seconds_per_example: float | None = None
+    powers_of_two: PowersFit | None = None
+    """Whether a micro-batch had better be a power of two."""
     notes: tuple[str, ...] = ()
     """What could not be measured or identified, and why."""
+
+
+class EpochCost(Strict):
+    """What one pass over the data takes at a global batch, training steps only."""
+
+    plan: BatchPlan
+    steps_per_s: Estimate
+    samples_per_s: Estimate
+    epoch_time_s: Estimate
+    overhead_s: float
+    """Of a step, what does not depend on how many examples it has: fixed costs of its passes, and waiting."""
 
 
 class RuleOfThumb(Strict):
@@ -108,6 +122,8 @@ class BatchConfig(Strict):
     infeasible: dict[int, str] = Field(default_factory=dict)
     """Worker counts without an answer, and why."""
     findings: Findings
+    epochs: tuple[EpochCost, ...] = ()
+    """At every global batch tried, on the chosen worker count; empty where one micro-batch was timed."""
     rules_of_thumb: tuple[RuleOfThumb, ...] = ()
     confirmation: Confirmation | None = None
     sweep: tuple[SweepPoint, ...] = ()

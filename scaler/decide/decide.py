@@ -7,15 +7,18 @@ from scaler.cluster import Cluster
 from scaler.decide.choose import Option, answer, options, reference_answer
 from scaler.decide.config import Answer, BatchConfig, Findings
 from scaler.decide.confirm import compare
+from scaler.decide.epochs import epoch_costs
 from scaler.decide.fits import Fits, fit_all, workload_record
 from scaler.decide.rules import rules_of_thumb
 from scaler.errors import NothingFeasible
 from scaler.fit.learning_rate import rate_exponent
 from scaler.fit.noise import fit_noise_scale
+from scaler.fit.powers import fit_powers
 from scaler.records import (
     ConfirmationRecord,
     MemoryRecord,
     NoiseRecord,
+    PowersRecord,
     PredictionRecord,
     Record,
     WorkloadRecord,
@@ -67,6 +70,7 @@ def decide(
         answers=tuple(answers),
         infeasible=infeasible,
         findings=_findings(records, fits, sizes),
+        epochs=epoch_costs(fits, cluster, best.plan.workers, zero_stage),
         rules_of_thumb=rules_of_thumb(ranked[best.plan.workers], fits.train_examples) if not pinned else (),
         records=len(records),
         versions=records[-1].environment.versions,
@@ -124,5 +128,6 @@ def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> F
         learning_rate_exponent=exponent,
         step_overhead_s=fits.step_time.overhead_s if fits.step_time else None,
         seconds_per_example=fits.step_time.per_example_s if fits.step_time else None,
+        powers_of_two=fit_powers(r for r in records if isinstance(r, PowersRecord)),
         notes=tuple(notes),
     )

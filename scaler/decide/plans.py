@@ -42,6 +42,12 @@ def _limits(fit: MemoryFit, workers: int, cluster: Cluster, accumulation: int) -
     ]
 
 
+def largest_passes(workers: int, fits: MemoryFits, cluster: Cluster, zero_stage: int) -> list[int]:
+    """Give the largest micro-batch of each rank in one pass; zeros where memory was not measured."""
+    fit = memory_for(fits, workers, zero_stage)
+    return _limits(fit, workers, cluster, accumulation=1) if fit is not None else [0] * workers
+
+
 def feasible_plan(
     global_batch: int, workers: int, fits: MemoryFits, cluster: Cluster, zero_stage: int
 ) -> BatchPlan | None:

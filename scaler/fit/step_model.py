@@ -1,15 +1,15 @@
 """The form of a step's time, over nodes, workers, micro-batch and accumulation.
 
     compute  C = (overhead + per_example x m) x drift(m) x (1 + straggle x log2 K)
-    sync     S = level(n) x (n - 1) / n x (1 + growth(n) x log2(K / n)) x deviation(n, K)   across nodes
-             S = level(1) x (K - 1) / K x (1 + growth(1) x log2(K / 2)) x deviation(1, K)   inside one
+    sync     S = level(n) x (K - 1) / K x (1 + growth(n) x log2(K / n)) x deviation(n, K)
     step     T = (accumulation - 1) x C + (C^g + S^g)^(1/g)          g >= 1: how far the two overlap
 
-The step is Pollux's (Qiao et al., OSDI'21, eq. 5-11), its synchronisation is not: there S grows with K - 2
-and runs away. A ring moves (n - 1) / n of the gradients through each node's link, and what shares that link,
-or is waited for, grows with the logarithm of the workers: the expected slowest of K is about log K above the
-mean. `drift` bends the line over the micro-batch, `deviation` is what one placement has of its own; both are
-small random effects, so that few measurements do not bend the rest.
+for K workers on n nodes (inside one node growth counts from K = 2). The step is Pollux's (Qiao et al.,
+OSDI'21, eq. 5-11), its synchronisation is not: there S grows with K - 2 and runs away. A ring moves
+2 (K - 1) / K of the gradients through each link, however many there are; what shares a link, or is waited
+for, grows with the logarithm of the workers, as the expected slowest of K does. `drift` bends the line over
+the micro-batch, `deviation` is what one placement has of its own; both are small random effects, so that few
+measurements do not bend the rest.
 """
 
 import math
@@ -124,8 +124,7 @@ class Grid:
         self._deviation += layout.deviations.start
         self._drift = np.array([knots[s.knot] for s in shapes], dtype=int) + layout.drifts.start
         nodes, workers = self.nodes[self._synchronised], self.workers[self._synchronised]
-        parts = np.where(nodes == 1, workers, nodes)
-        self._log_moved = np.log((parts - 1) / parts)
+        self._log_moved = np.log((workers - 1) / workers)
         self._shared = np.log2(np.where(nodes == 1, workers / 2, workers / nodes))
 
     def log_compute(self, x: Floats) -> tuple[Floats, Floats]:

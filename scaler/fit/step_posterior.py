@@ -39,7 +39,7 @@ class StepPriors:
     """Growth of the compute time with each doubling of the workers."""
     log_overlap: Normal = Normal(0.2, 0.4)
     """Of g - 1."""
-    growth: Normal = Normal(0.15, 0.05)
+    growth: Normal = Normal(0.05, 0.1)
     """Growth of the synchronisation with each doubling of the workers on a node."""
     node_growth: Normal = Normal(0.05, 0.08)
     """Growth of the logarithm of its level with each doubling of the nodes."""
@@ -47,7 +47,7 @@ class StepPriors:
     """Between node counts."""
     level_spread: float = 0.25
     """Of the logarithm of the level, for each doubling of the nodes."""
-    deviation: float = 0.12
+    deviation: float = 0.07
     """Of the logarithm of a measured placement's synchronisation: how far single ones may bend the rest."""
     fresh_deviation: float = 0.02
     """The same, of placements that were not measured."""

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from scaler.batch import BatchPlan, candidates
+from scaler.cluster import Cluster
 from scaler.decide.config import Answer
 from scaler.decide.fits import workload_record
-from scaler.decide.plans import feasible_plan
+from scaler.decide.plans import feasible_plan, largest_passes
 from scaler.errors import BadInput
 from scaler.fit.memory import MemoryFits, memory_for
+from scaler.fit.powers import fit_powers
 from scaler.launch import LaunchConfig
 from scaler.measure.evidence import Evidence, plan_task
 from scaler.measure.learning_rates import search_learning_rates, trial_limit
@@ -17,14 +19,18 @@ from scaler.measure.throughput import measure_throughput
 from scaler.probe.convergence import ConvergenceRequest, probe_confirmation
 from scaler.probe.memory import MemoryRequest, probe_memory
 from scaler.probe.noise import NoiseRequest, probe_noise
+from scaler.probe.powers import PowersRequest, probe_powers
 from scaler.probe.throughput import ThroughputRequest, probe_throughput
 from scaler.probe.workload import WorkloadRequest, probe_workload
-from scaler.records import CONFIRMING_SEED, WorkloadRecord
+from scaler.records import CONFIRMING_SEED, PowersRecord, WorkloadRecord
 from scaler.runtime.protocol import Task
 from scaler.workload import Workload
 
 _LAUNCHES = 2  # fresh runs of a plan differ by more than steps within one
 _NOISE_STEPS = 100
+_SMALLEST_POWER, _LARGEST_POWER = 16, 512
+_POWERS_SHARE = 0.1  # of the budget spent, from which on powers of two are left to custom
+_NEAR = 0.1
 
 
 def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, workers: int) -> None:
@@ -38,6 +44,9 @@ def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, worker
     counts = [count for count in launch.cluster.worker_counts if count <= workers]
     batches = global_batches(workload, launch, sizes)
     fits = measure_memory(evidence, launch, sizes, counts, batches)
+    grain = measure_powers(evidence, fits, sizes)
+    if launch.plan is None:
+        batches = with_full_devices(batches, launch.cluster, fits, counts, launch.zero_stage, grain)
     measure_throughput(evidence, launch, fits, counts, batches)
     measure_noise(evidence, workload, fits, counts[-1])
     spread = partial(trial_plan, workload, launch, sizes, fits, workers=counts[-1])
@@ -73,6 +82,43 @@ def global_batches(workload: Workload, launch: LaunchConfig, sizes: WorkloadReco
             hint="pin a smaller plan, or use more data",
         )
     return [launch.plan.global_batch]
+
+
+def measure_powers(evidence: Evidence, fits: MemoryFits, sizes: WorkloadRecord) -> int:
+    """Hold a power of two against its neighbours on one worker; give what sizes had better be multiples of.
+
+    Without room for twice the smallest power of interest nothing is asked.
+    """
+    fit = memory_for(fits, 1)
+    most = min(fit.largest_measured, sizes.train_examples) if fit is not None else 0
+    power = min(2 ** max(0, (most // 2).bit_length() - 1), _LARGEST_POWER)
+    if power < _SMALLEST_POWER or evidence.share_spent() > _POWERS_SHARE:
+        return 1
+    found = evidence.ask("throughput", [Task(probe_powers, PowersRequest(power))])
+    judged = fit_powers(record for record in found if isinstance(record, PowersRecord))
+    return judged.grain if judged is not None else 1
+
+
+def with_full_devices(
+    batches: Sequence[int],
+    cluster: Cluster,
+    fits: MemoryFits,
+    counts: Sequence[int],
+    zero_stage: int,
+    grain: int,
+) -> list[int]:
+    """Add the global batches that fill the devices in one pass, of the fewest and the most workers.
+
+    Their micro-batches are multiples of `grain`; what lies within 10% of another candidate adds nothing.
+    """
+    found = list(batches)
+    for workers in (counts[0], counts[-1]):
+        limits = largest_passes(workers, fits, cluster, zero_stage)
+        full = sum(limit // grain * grain for limit in limits)
+        near = any(abs(full - batch) < _NEAR * batch for batch in found)
+        if not near and min(batches) < full < max(batches):
+            found.append(full)
+    return sorted(found)
 
 
 def measure_plans(evidence: Evidence, plans: Sequence[BatchPlan]) -> None:

@@ -14,6 +14,7 @@ from scaler.report.drawing import draw
 from scaler.report.figures import build_figures
 from scaler.report.training import target_words
 from scaler.report.wording import (
+    EPOCH_HEADERS,
     NOT_IDENTIFIABLE,
     NOT_MEASURED,
     SWEEP_HEADERS,
@@ -25,8 +26,11 @@ from scaler.report.wording import (
     confirmation_sentence,
     cost_words,
     counted,
+    epoch_lines,
+    epoch_sentence,
     interval,
     micro_batch_words,
+    powers_sentence,
     sweep_lines,
 )
 from scaler.stats import Estimate
@@ -58,6 +62,10 @@ def render(config: BatchConfig, records: list[Record], target: tuple[float, str]
             (r.rule, format_count(r.global_batch), _ratio(r.time_ratio), r.agrees, r.verdict)
             for r in config.rules_of_thumb
         ],
+        epochs=epoch_lines(config),
+        epoch_headers=EPOCH_HEADERS,
+        epoch_sentence=epoch_sentence(config),
+        powers=powers_sentence(config.findings.powers_of_two) if config.findings.powers_of_two else "",
         sweep_headers=SWEEP_HEADERS,
         sweep=sweep_lines(config),
         # draw() escapes its own text; nothing else is trusted.

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from scaler.decide.config import Answer, BatchConfig
 from scaler.report.wording import (
+    EPOCH_HEADERS,
     NOT_MEASURED,
     SWEEP_HEADERS,
     amount,
@@ -19,7 +20,10 @@ from scaler.report.wording import (
     comparison_words,
     confirmation_sentence,
     counted,
+    epoch_lines,
+    epoch_sentence,
     micro_batch_words,
+    powers_sentence,
     sweep_lines,
 )
 from scaler.units import format_bytes, format_count, format_seconds
@@ -50,6 +54,14 @@ def answer_table(config: BatchConfig) -> RenderableType:
         heading(f"The configuration to use, on {counted(config.chosen_workers, 'worker')}"),
         _chosen(config),
     ]
+    if config.epochs:
+        parts += [
+            heading("Why a smaller batch is slower per epoch"),
+            plain(epoch_sentence(config)),
+            _epochs(config),
+        ]
+    if config.findings.powers_of_two is not None:
+        parts += [heading("Why powers of two"), plain(powers_sentence(config.findings.powers_of_two))]
     if config.rules_of_thumb:
         parts += [heading("Rules of thumb"), _rules(config)]
     if config.sweep:
@@ -110,6 +122,13 @@ def _rules(config: BatchConfig) -> Table:
         ratio = NOT_MEASURED if rule.time_ratio is None else f"{format_count(rule.time_ratio)} x"
         agrees = "yes" if rule.agrees else "no"
         table.add_row(*map(plain, (rule.rule, format_count(rule.global_batch), ratio, agrees, rule.verdict)))
+    return table
+
+
+def _epochs(config: BatchConfig) -> Table:
+    table = new_table(*EPOCH_HEADERS)
+    for line in epoch_lines(config):
+        table.add_row(*map(plain, line))
     return table
 
 

@@ -1,10 +1,12 @@
 """How a report says its numbers: shared by the page, the terminal and the captions."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from scaler.batch import BatchPlan
 from scaler.decide.config import BatchConfig, Comparison
+from scaler.fit.powers import PowersFit
 from scaler.stats import Estimate
 from scaler.units import format_bytes, format_count, format_seconds
 
@@ -22,6 +24,8 @@ SWEEP_HEADERS = (
     "time to target",
     "bound by",
 )
+
+EPOCH_HEADERS = ("global batch", "micro x passes", "steps/s", "samples/s", "an epoch", "fixed, per step")
 
 Form = Callable[[float], str]
 
@@ -210,3 +214,56 @@ def sweep_lines(config: BatchConfig) -> list[tuple[str, ...]]:
             )
         )
     return lines
+
+
+def epoch_lines(config: BatchConfig) -> list[tuple[str, ...]]:
+    """Write what an epoch costs at each global batch, one line each."""
+    return [
+        (
+            format_count(cost.plan.global_batch),
+            f"{micro_batch_words(cost.plan)} x {cost.plan.accumulation}",
+            format_count(cost.steps_per_s.value),
+            format_count(cost.samples_per_s.value),
+            format_seconds(cost.epoch_time_s.value),
+            f"{format_seconds(cost.overhead_s)} ({cost.overhead_s * cost.steps_per_s.value:.0%})",
+        )
+        for cost in config.epochs
+    ]
+
+
+def epoch_sentence(config: BatchConfig) -> str:
+    """Answer from the run's own figures why a smaller batch is slower per epoch; empty without them."""
+    if len(config.epochs) < 2:
+        return ""
+    small, large = config.epochs[0], config.epochs[-1]
+    times = small.epoch_time_s.value / large.epoch_time_s.value
+    if times <= 1.05:
+        return (
+            f"A smaller batch is hardly slower per epoch here: what a step costs whatever its size, "
+            f"{format_seconds(small.overhead_s)}, is little beside its examples."
+        )
+    examples = config.findings.train_examples
+    steps = [math.ceil(examples / cost.plan.global_batch) for cost in (small, large)]
+    return (
+        f"A smaller batch is slower per epoch because every step costs "
+        f"{format_seconds(small.overhead_s)} whatever its size: an epoch pays that {steps[0]:,} times in "
+        f"batches of {small.plan.global_batch:,} ({small.overhead_s * small.steps_per_s.value:.0%} of its "
+        f"{format_seconds(small.epoch_time_s.value)}) and {counted(steps[1], 'time')} in batches of "
+        f"{large.plan.global_batch:,} (of {format_seconds(large.epoch_time_s.value)}): {times:.1f} x."
+    )
+
+
+def powers_sentence(found: PowersFit) -> str:
+    """Say whether powers of two matter on this device, with both measured ratios."""
+    power = found.power
+    said = f"{found.verdict[0].upper()}{found.verdict[1:]}"
+    return (
+        f"{said}. At equal work {power - 1} and {power + 1} examples take "
+        f"{found.neighbours.value:.3f} x the time of {power} (90% interval {_ratios(found.neighbours)}), and "
+        f"{3 * power // 2} take {found.between.value:.3f} x what lies between {power} and {2 * power} "
+        f"({_ratios(found.between)}); {counted(found.neighbours.samples, 'round')} in turn on one worker."
+    )
+
+
+def _ratios(estimate: Estimate) -> str:
+    return interval(estimate, lambda value: f"{value:.3f}")
