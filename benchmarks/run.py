@@ -7,14 +7,15 @@ import sys
 
 from figure import table
 
-BENCHMARKS = ("demo", "task_cost", "noise_overhead", "prediction", "allocator")
+BENCHMARKS = ("demo", "task_cost", "measuring_overhead", "prediction", "allocator", "step_time", "emulated")
+NEED_DATA = ("measuring_overhead", "step_time")
 
 
 def main(names: list[str]) -> None:
     figures = []
     for name in names or BENCHMARKS:
-        if name == "noise_overhead" and "SCALER_DATA" not in os.environ:
-            print("skipping noise_overhead: it needs MNIST; set SCALER_DATA to its folder", file=sys.stderr)
+        if name in NEED_DATA and "SCALER_DATA" not in os.environ:
+            print(f"skipping {name}: set SCALER_DATA to the folder of its data", file=sys.stderr)
             continue
         print(f"running {name} ...", file=sys.stderr)
         figures += importlib.import_module(name).measure()

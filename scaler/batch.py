@@ -66,12 +66,18 @@ class BatchPlan(Strict):
 
     @classmethod
     def split(
-        cls, global_batch: int, workers: int, max_micro_batch: int | Sequence[int], zero_stage: int = 0
+        cls,
+        global_batch: int,
+        workers: int,
+        max_micro_batch: int | Sequence[int],
+        zero_stage: int = 0,
+        speeds: Sequence[float] = (),
     ) -> "BatchPlan":
         """Spread `global_batch` over `workers` with the least accumulation that fits.
 
-        `max_micro_batch` is what fits on each worker: one number, or one per worker for unequal devices
-        (the entries are then proportional to it).
+        `max_micro_batch` is what fits on each worker: one number, or one per worker for unequal devices. The
+        entries are then proportional to `speeds`, as far as that fits, so that passes end together; without
+        them to what fits.
 
         Raises:
             BadInput: a size is not positive, or there are fewer examples than workers.
@@ -92,8 +98,8 @@ class BatchPlan(Strict):
             )
         for accumulation in range(1, global_batch // workers + 1):
             if global_batch % accumulation == 0 and global_batch // accumulation <= sum(limits):
-                entries = _apportion(global_batch // accumulation, limits)
-                if all(0 < entry <= limit for entry, limit in zip(entries, limits, strict=True)):
+                entries = _apportion(global_batch // accumulation, limits, speeds or limits)
+                if min(entries) > 0:
                     return cls(micro_batches=tuple(entries), accumulation=accumulation, zero_stage=zero_stage)
         raise NothingFeasible(
             _unsplittable(global_batch, limits), hint=_nearest_splittable(global_batch, limits)
@@ -212,14 +218,29 @@ def _hold(data: dict[str, Any], stated: dict[str, int]) -> None:
         raise ValueError(f"global_batch = {stated['global_batch']}, but {plan.arithmetic()}")
 
 
-def _apportion(total: int, limits: list[int]) -> list[int]:
-    """Divide `total` in proportion to `limits`, remainders to the first (largest remainder method)."""
-    whole = sum(limits)
-    entries = [total * limit // whole for limit in limits]
-    order = sorted(range(len(limits)), key=lambda i: -(total * limits[i] % whole))
-    for i in order[: total - sum(entries)]:
+def _apportion(total: int, limits: list[int], weights: Sequence[float]) -> list[int]:
+    """Divide `total` in proportion to `weights`, no entry above its limit (`total` is at most their sum).
+
+    What does not fit goes to the others; remainders to the first that are cut most.
+    """
+    entries = [0] * len(limits)
+    open_ranks = list(range(len(limits)))
+    left = total
+    while open_ranks:
+        whole = sum(weights[i] for i in open_ranks)
+        full = [i for i in open_ranks if left * weights[i] >= limits[i] * whole]
+        if not full:
+            break
+        for i in full:
+            entries[i] = limits[i]
+        left = total - sum(entries)
+        open_ranks = [i for i in open_ranks if i not in full]
+    exact = {i: left * weights[i] / whole for i in open_ranks}
+    for i in open_ranks:
+        entries[i] = min(int(exact[i]), limits[i])
+    for i in sorted(open_ranks, key=lambda i: entries[i] - exact[i])[: total - sum(entries)]:
         entries[i] += 1
-    while 0 in entries:  # a small device still takes part
+    while 0 in entries:  # a slow device still takes part
         entries[entries.index(max(entries))] -= 1
         entries[entries.index(0)] += 1
     return entries

@@ -4,9 +4,18 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ByteSize, Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    ByteSize,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from scaler.schema import Strict, parse, read_yaml
+from scaler.units import parse_seconds
 
 DeviceKind = Literal["cuda", "cpu", "mock"]
 
@@ -15,7 +24,12 @@ def _range(value: Any) -> Any:
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _seconds(value: Any) -> Any:
+    return parse_seconds(value) if isinstance(value, str) else value
+
+
 Memory = Annotated[ByteSize, Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
 
 
 class ConcealedBias(Strict):
@@ -33,12 +47,29 @@ class ConcealedBias(Strict):
         return int(live_bytes * (1 + self.share + (self.step_share if stepped else 0.0)))
 
 
+class Emulation(Strict):
+    """What a mock cluster pretends to be: slower devices, links between its nodes. The time is slept."""
+
+    flops_per_s: Annotated[PositiveFloat | None, Field(alias="speed")] = None
+    """Floating-point operations per second of one device. Default: as fast as this CPU."""
+    overhead_s: Annotated[Seconds, Field(alias="overhead")] = 0.0
+    """Fixed time of one forward and backward pass."""
+    bandwidth_bytes: Annotated[Memory | None, Field(alias="bandwidth")] = None
+    """Of each node's link, per second. Default: as fast as this machine's loopback."""
+    latency_s: Annotated[Seconds, Field(alias="latency")] = 0.0
+    """Of one message between nodes."""
+
+
 class DeviceGroup(Strict):
     """Workers with the same device, in a cluster whose devices are unequal."""
 
     device: str
     workers: PositiveInt
     device_memory_bytes: Annotated[Memory, Field(alias="device_memory")]
+    speed: PositiveFloat = 1.0
+    """Relative to the other groups, until it is measured: passes are divided so that they end together."""
+    emulate: Emulation | None = None
+    """Mock devices only: instead of the cluster's."""
 
 
 class Cluster(Strict):
@@ -66,6 +97,8 @@ class Cluster(Strict):
     """Device memory of one NCCL group. Default: an estimate."""
     expandable_segments: bool = False
     """The allocator option of that name (PYTORCH_CUDA_ALLOC_CONF), in predictions and on the workers."""
+    emulate: Emulation | None = None
+    """Mock devices only: how fast they and the links between nodes are."""
     concealed: ConcealedBias | None = None
     """Mock devices only: bytes counted beyond the live ones, to test predictions against."""
     host_memory_bytes: Annotated[Memory | None, Field(alias="host_memory")] = None
@@ -96,8 +129,11 @@ class Cluster(Strict):
 
     def nodes_of(self, workers: int) -> int:
         """Count the nodes that so many workers are placed on: as few as hold them."""
-        per_node = -(-self.max_workers // self.nodes)
-        return min(self.nodes, -(-workers // per_node))
+        return self.node_of(workers - 1) + 1
+
+    def node_of(self, rank: int) -> int:
+        """Tell which node a rank is placed on, from 0: as many to a node as it takes."""
+        return rank // -(-self.max_workers // self.nodes)
 
     def capacity_bytes(self, rank: int | None = None) -> int | None:
         """Give the memory of one device; None where only the device itself knows (cuda).
@@ -105,12 +141,22 @@ class Cluster(Strict):
         Where devices are unequal: of `rank`'s, or of the smallest.
         """
         if self.devices:
-            sizes = [int(g.device_memory_bytes) for g in self.devices for _ in range(g.workers)]
-            return min(sizes) if rank is None else sizes[rank]
+            if rank is None:
+                return min(group.device_memory_bytes for group in self.devices)
+            return self.group_of(rank).device_memory_bytes
         if self.device_memory_bytes is not None or self.kind != "cpu":
             return self.device_memory_bytes
         per_node = -(-self.max_workers // self.nodes)
         return (self.host_memory_bytes or _host_memory_bytes()) // per_node
+
+    def group_of(self, rank: int) -> DeviceGroup:
+        """Give the devices that a rank is one of, where devices are unequal."""
+        return [group for group in self.devices for _ in range(group.workers)][rank]
+
+    def emulation(self, rank: int | None = None) -> Emulation | None:
+        """Give what a rank's device pretends to be, if anything."""
+        own = self.group_of(rank).emulate if self.devices and rank is not None else None
+        return own or self.emulate
 
     def fits(self, peak_bytes: float, capacity_bytes: int) -> bool:
         """Whether a predicted peak leaves the margin and the reserve on a device of `capacity_bytes`."""
@@ -146,6 +192,9 @@ class Cluster(Strict):
             faults.append(f"devices: their workers do not add up to the cluster's {self.max_workers}")
         if self.devices and self.min_workers != self.max_workers:
             faults.append("workers: with unequal devices give one count, of all of them")
+        emulated = self.emulate is not None or any(group.emulate for group in self.devices)
+        if emulated and self.kind != "mock":
+            faults.append(f"emulate: only mock devices are emulated, not kind: {self.kind}")
         if self.concealed is not None and self.kind != "mock":
             faults.append(f"concealed: only a mock device conceals bytes, not kind: {self.kind}")
         if self.concealed is not None and self.concealed.share + self.concealed.step_share > 0.1:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from scaler.cluster import Cluster, ConcealedBias, DeviceKind
 from scaler.counted_memory import CountedMemory
+from scaler.emulation import EmulatedCompute
 from scaler.errors import ClusterFailed
 
 
@@ -43,6 +44,7 @@ class Device:
         self.kind = kind
         self.capacity_bytes = capacity_bytes
         self._concealed = concealed
+        self.emulated: EmulatedCompute | None = None
         self.compute_capability: float | None = None
         self.torch_device = torch.device("cpu")
         self.name: str = kind
@@ -51,8 +53,17 @@ class Device:
         """Move a batch (any nesting of tensors) to the device. A mock device really copies, as a GPU does."""
         return tree_map_only(torch.Tensor, torch.clone, batch) if self.kind == "mock" else batch
 
+    def computing(self) -> contextlib.AbstractContextManager[Any]:
+        """Compute in the block at the device's speed: a mock device may be slower than its CPU."""
+        if self.emulated is None:
+            return contextlib.nullcontext()
+        self.emulated.begin_pass()
+        return self.emulated
+
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked of it."""
+        if self.emulated is not None:
+            self.emulated.finish()
 
     @contextlib.contextmanager
     def memory(self) -> Iterator[MemoryMeter]:
@@ -115,7 +126,10 @@ def open_device(cluster: Cluster, rank: int | None = None, index: int = 0) -> De
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     capacity_bytes = cluster.capacity_bytes(rank)
     if cluster.kind != "cuda":
-        return Device(cluster.kind, capacity_bytes, cluster.concealed)
+        device = Device(cluster.kind, capacity_bytes, cluster.concealed)
+        if (emulation := cluster.emulation(rank)) is not None:
+            device.emulated = EmulatedCompute(emulation)
+        return device
     if not torch.cuda.is_available():
         raise ClusterFailed(
             "the cluster says kind: cuda, but torch sees no CUDA device in this process",

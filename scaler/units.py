@@ -6,8 +6,9 @@ from typing import Any
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]iB|B)?")
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+")
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(us|ms|[smhd])")
+_DURATION = re.compile(rf"(?:{_PART.pattern})+")
 
 
 def format_bytes(size_bytes: float) -> str:
@@ -69,7 +70,7 @@ def parse_seconds(text: str | int | float) -> float:
     """
     raw = str(text).strip().lower()
     if _DURATION.fullmatch(raw):
-        duration_s = sum(float(n) * _SECONDS[u] for n, u in re.findall(r"([\d.]+)([smhd])", raw))
+        duration_s = sum(float(n) * _SECONDS[u] for n, u in _PART.findall(raw))
     else:
         try:
             duration_s = float(raw)

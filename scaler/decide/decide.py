@@ -14,6 +14,7 @@ from scaler.errors import NothingFeasible
 from scaler.fit.learning_rate import rate_exponent
 from scaler.fit.noise import fit_noise_scale
 from scaler.fit.powers import fit_powers
+from scaler.fit.speeds import with_measured_speeds
 from scaler.records import (
     ConfirmationRecord,
     MemoryRecord,
@@ -21,6 +22,7 @@ from scaler.records import (
     PowersRecord,
     PredictionRecord,
     Record,
+    ThroughputRecord,
     WorkloadRecord,
 )
 from scaler.workload import Reference
@@ -42,6 +44,8 @@ def decide(
     reference = Reference(
         sizes.reference_global_batch, sizes.reference_learning_rate, sizes.reference_warmup_examples
     )
+    runs = [r for r in records if isinstance(r, ThroughputRecord) and not r.held_out]
+    cluster = with_measured_speeds(cluster, runs)
     fits = fit_all(records, cluster, zero_stage)
     answers: list[Answer] = []
     infeasible: dict[int, str] = {}

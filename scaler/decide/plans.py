@@ -22,15 +22,16 @@ def split_batch(
             hint="`scaler tune` with a cluster that has this worker count measures it",
         )
     at_once = _limits(fit, workers, cluster, accumulation=1)
+    speeds = [cluster.group_of(rank).speed for rank in range(workers)] if cluster.devices else []
     if sum(at_once) >= global_batch and min(at_once) >= 1:
-        return BatchPlan.split(global_batch, workers, at_once, zero_stage)
+        return BatchPlan.split(global_batch, workers, at_once, zero_stage, speeds)
     accumulating = _limits(fit, workers, cluster, accumulation=2)
     if min(accumulating) < 1:
         raise NothingFeasible(
             f"accumulating does not fit at micro-batch 1 on {workers} workers",
             hint="use a device with more memory or a higher zero_stage",
         )
-    return BatchPlan.split(global_batch, workers, accumulating, zero_stage)
+    return BatchPlan.split(global_batch, workers, accumulating, zero_stage, speeds)
 
 
 def _limits(fit: MemoryFit, workers: int, cluster: Cluster, accumulation: int) -> list[int]:

@@ -2,10 +2,9 @@
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from scaler.engine.torch_engine import Bucket, MeanGradient, TorchEngine
+from scaler.engine.torch_engine import TorchEngine
 from scaler.errors import BadInput
 
 
@@ -39,8 +38,10 @@ class GradientNorms:
         self._small_parts: list[torch.Tensor] = []
         self._big_parts: list[torch.Tensor] = []
         engine.observer = self
-        if isinstance(engine.model, DistributedDataParallel):
-            engine.model.register_comm_hook(None, self._hook)
+        engine.watch_buckets(
+            before=lambda bucket: self._small_parts.append(_square(bucket.buffer())),
+            after=lambda mean: self._big_parts.append(_square(mean)),
+        )
 
     def after_pass(self, number: int) -> None:
         """On one rank, take the first pass's gradient; it carries the factor 1 / accumulation."""
@@ -68,11 +69,6 @@ class GradientNorms:
     def _squared_norm(self) -> torch.Tensor:
         gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
         return get_total_norm(gradients).float() ** 2
-
-    def _hook(self, _: object, bucket: Bucket) -> MeanGradient:
-        """Average a bucket over the ranks, and square it before and after."""
-        self._small_parts.append(_square(bucket.buffer()))
-        return self._engine.mean_of(bucket, lambda mean: self._big_parts.append(_square(mean)))
 
 
 def _square(gradient: torch.Tensor) -> torch.Tensor:

@@ -41,6 +41,9 @@ class TorchEngine:
         self.rank = rank
         self.observer: GradientObserver | None = None
         self.clock: StepClock | None = None
+        self._before: list[Callable[[Bucket], None]] = []
+        self._after: list[Callable[[torch.Tensor], None]] = []
+        self._watching = False
         self._workload = workload
         self._device = rank.device.torch_device
         self.module = build_module(workload, rank, seed)
@@ -53,6 +56,8 @@ class TorchEngine:
                 process_group=rank.group,
                 gradient_as_bucket_view=workload.gradient_as_bucket_view,
             )
+            if rank.link is not None:
+                self.watch_buckets()
         self.optimizer = build_optimizer(workload, self.module, learning_rate)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=workload.precision == "fp16")
@@ -72,9 +77,10 @@ class TorchEngine:
             with contextlib.nullcontext() if reduce else self._alone():
                 placed = self.rank.device.put(batch)
                 self._lap("data")
-                loss = forward(self._workload, self.model, placed, self._device) * scale
-                self._lap("forward")
-                self._scaler.scale(loss).backward()
+                with self.rank.device.computing():
+                    loss = forward(self._workload, self.model, placed, self._device) * scale
+                    self._lap("forward")
+                    self._scaler.scale(loss).backward()
                 self._lap("sync" if reduce else "backward")
             total += loss.detach()
             if self.observer is not None:
@@ -90,26 +96,22 @@ class TorchEngine:
         return total
 
     def measure(self, clock: StepClock) -> None:
-        """Let a clock know where phases turn. On several ranks: once only, and not with gradient norms."""
+        """Let a clock know where the phases of a step turn."""
         self.clock = clock
-        if isinstance(self.model, DistributedDataParallel):
-            self.model.register_comm_hook(None, self._timed)
+        # When the last bucket is full, only synchronisation is left of the backward pass.
+        self.watch_buckets(before=lambda bucket: self._lap("backward") if bucket.is_last() else None)
 
-    def mean_of(self, bucket: Bucket, then: Callable[[torch.Tensor], None] | None = None) -> MeanGradient:
-        """Average a bucket of gradients over the ranks, as DDP would; a future that holds it.
-
-        `then` is told the average.
-        """
-
-        def reduced(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
-            mean = future.value()[0]
-            if then is not None:
-                then(mean)
-            return mean
-
-        gradient = bucket.buffer().div_(self.plan.workers)
-        mean: MeanGradient = self.rank.group.allreduce([gradient]).get_future().then(reduced)
-        return mean
+    def watch_buckets(
+        self,
+        before: Callable[[Bucket], None] | None = None,
+        after: Callable[[torch.Tensor], None] | None = None,
+    ) -> None:
+        """Look at each bucket of gradients before it is averaged over the ranks, and at the average."""
+        self._before += [before] if before is not None else []
+        self._after += [after] if after is not None else []
+        if isinstance(self.model, DistributedDataParallel) and not self._watching:
+            self.model.register_comm_hook(None, self._reduced)  # DDP takes one for good
+            self._watching = True
 
     def take_every_step(self) -> None:
         """Start fp16's loss scale at 1: at 65,536 the first steps overflow and are skipped."""
@@ -120,11 +122,23 @@ class TorchEngine:
         """Let go of the model and the optimizer's state."""
         del self.model, self.module, self.optimizer, self.observer
 
-    def _timed(self, _: object, bucket: Bucket) -> MeanGradient:
-        """Reduce a bucket; when the last one is full, only synchronisation is left of the backward pass."""
-        if bucket.is_last():
-            self._lap("backward")
-        return self.mean_of(bucket)
+    def _reduced(self, _: object, bucket: Bucket) -> MeanGradient:
+        """Average a bucket of gradients over the ranks, as DDP would."""
+        for look in self._before:
+            look(bucket)
+
+        def looked_at(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+            mean = future.value()[0]
+            for look in self._after:
+                look(mean)
+            return mean
+
+        gradient = bucket.buffer().div_(self.plan.workers)
+        sent = self.rank.group.allreduce([gradient]).get_future()
+        if self.rank.link is not None:
+            sent = self.rank.link.hold(sent, gradient.nbytes)
+        mean: MeanGradient = sent.then(looked_at)
+        return mean
 
     def _lap(self, phase: StepPhase) -> None:
         if self.clock is not None:

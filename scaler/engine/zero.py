@@ -60,10 +60,11 @@ class ZeroEngine:
         for batch, scale in zip(batches, scales, strict=True):
             placed = self.rank.device.put(batch)
             self._lap("data")
-            loss = forward(self._workload, self._engine, placed, device) * scale
-            self._lap("forward")
-            # DeepSpeed divides by the accumulation, which `scale` already holds.
-            self._engine.backward(loss * self.plan.accumulation)
+            with self.rank.device.computing():
+                loss = forward(self._workload, self._engine, placed, device) * scale
+                self._lap("forward")
+                # DeepSpeed divides by the accumulation, which `scale` already holds.
+                self._engine.backward(loss * self.plan.accumulation)
             self._lap("backward")
             self._engine.step()
             total += loss.detach()

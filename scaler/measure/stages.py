@@ -11,6 +11,7 @@ from scaler.decide.plans import feasible_plan, largest_passes
 from scaler.errors import BadInput
 from scaler.fit.memory import MemoryFits, memory_for
 from scaler.fit.powers import fit_powers
+from scaler.fit.speeds import with_measured_speeds
 from scaler.launch import LaunchConfig
 from scaler.measure.evidence import Evidence, plan_task
 from scaler.measure.learning_rates import search_learning_rates, trial_limit
@@ -22,11 +23,12 @@ from scaler.probe.noise import NoiseRequest, probe_noise
 from scaler.probe.powers import PowersRequest, probe_powers
 from scaler.probe.throughput import ThroughputRequest, probe_throughput
 from scaler.probe.workload import WorkloadRequest, probe_workload
-from scaler.records import CONFIRMING_SEED, PowersRecord, WorkloadRecord
+from scaler.records import CONFIRMING_SEED, PowersRecord, ThroughputRecord, WorkloadRecord
 from scaler.runtime.protocol import Task
 from scaler.workload import Workload
 
 _LAUNCHES = 2  # fresh runs of a plan differ by more than steps within one
+_SPEED_RUNS = 2  # the second with entries near those that are used
 _NOISE_STEPS = 100
 _SMALLEST_POWER, _LARGEST_POWER = 16, 512
 _POWERS_SHARE = 0.1  # of the budget spent, from which on powers of two are left to custom
@@ -44,6 +46,7 @@ def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, worker
     counts = [count for count in launch.cluster.worker_counts if count <= workers]
     batches = global_batches(workload, launch, sizes)
     fits = measure_memory(evidence, launch, sizes, counts, batches)
+    launch = with_speeds(evidence, launch, fits, batches)
     grain = measure_powers(evidence, fits, sizes)
     if launch.plan is None:
         batches = with_full_devices(batches, launch.cluster, fits, counts, launch.zero_stage, grain)
@@ -82,6 +85,25 @@ def global_batches(workload: Workload, launch: LaunchConfig, sizes: WorkloadReco
             hint="pin a smaller plan, or use more data",
         )
     return [launch.plan.global_batch]
+
+
+def with_speeds(
+    evidence: Evidence, launch: LaunchConfig, fits: MemoryFits, batches: Sequence[int]
+) -> LaunchConfig:
+    """Time unequal devices on one large batch, then on it divided anew: passes are to end together."""
+    runs: list[ThroughputRecord] = []
+    for seed in range(_SPEED_RUNS if launch.cluster.devices and launch.plan is None else 0):
+        cluster = launch.cluster
+        plans = [
+            feasible_plan(b, cluster.max_workers, fits, cluster, launch.zero_stage) for b in reversed(batches)
+        ]
+        plan = next((plan for plan in plans if plan is not None), None)
+        if plan is None:
+            break
+        found = evidence.ask("throughput", [plan_task(probe_throughput, ThroughputRequest(plan, seed=seed))])
+        runs = [record for record in found if isinstance(record, ThroughputRecord)] or runs
+        launch = launch.model_copy(update={"cluster": with_measured_speeds(cluster, runs)})
+    return launch
 
 
 def measure_powers(evidence: Evidence, fits: MemoryFits, sizes: WorkloadRecord) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, Self
 
 from scaler.batch import BatchPlan
 from scaler.device import Device
+from scaler.emulation import EmulatedLink
 from scaler.errors import ClusterFailed, ScalerError, WorkloadError
 from scaler.records import Record
 
@@ -16,7 +17,8 @@ from scaler.records import Record
 class Rank:
     """Where a probe finds itself: its place among the ranks of its task, and its device.
 
-    `group` is the process group of exactly these ranks; None for a single one. `node` names the machine.
+    `group` is the process group of exactly these ranks; None for a single one. `node` names the machine,
+    `link` is what an emulated cluster holds collectives up with.
     """
 
     rank: int
@@ -24,6 +26,7 @@ class Rank:
     device: Device
     group: Any = None
     node: str = ""
+    link: EmulatedLink | None = None
 
 
 Probe = Callable[[Rank, Any, Any], Record]

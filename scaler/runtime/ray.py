@@ -1,6 +1,7 @@
 """The Ray runtime: one living worker group, tasks on as many of its ranks as each needs, side by side."""
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
@@ -9,6 +10,7 @@ from scaler.cluster import Cluster
 from scaler.runtime.protocol import Failure, Outcome, Task
 from scaler.runtime.ray_cluster import ray_cluster
 from scaler.runtime.serve import Reply, settle
+from scaler.runtime.shaped_nodes import shaped_nodes
 
 
 class RayRuntime:
@@ -25,6 +27,8 @@ class RayRuntime:
         self._cluster = cluster
         self._subject = subject
         self._connection = ray_cluster(cluster, address, env or {})
+        self._elsewhere = bool(address or os.environ.get("RAY_ADDRESS"))
+        self._namespaces: tuple[str, ...] = ()
         self._exit = contextlib.ExitStack()
         self._group: Any = None
         self._sent = 0
@@ -72,11 +76,13 @@ class RayRuntime:
             self._group.close()
         else:  # a run that is already complete needs no Ray at all
             self._exit.enter_context(self._connection)
+            if not self._elsewhere:
+                self._namespaces = self._exit.enter_context(shaped_nodes(self._cluster))
         from scaler.runtime.worker_group import WorkerGroup
 
         workers = task.workers if task.whole_group else self.workers
         path = self._exit.enter_context(tempfile.TemporaryDirectory(prefix="scaler-"))
-        self._group = WorkerGroup(self._cluster, workers, self._subject, path)
+        self._group = WorkerGroup(self._cluster, workers, self._subject, path, self._namespaces)
 
     def __enter__(self) -> Self:
         return self

@@ -16,10 +16,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from scaler.cluster import Cluster
 from scaler.device import open_device
+from scaler.emulation import EmulatedLink
 from scaler.errors import ClusterFailed
 from scaler.runtime.protocol import Probe, Rank
 from scaler.runtime.ray_cluster import worker_resources
 from scaler.runtime.serve import Reply, perform
+from scaler.runtime.shaped_nodes import enter
 
 _START_TIMEOUT_S = 180
 _COLLECTIVE_TIMEOUT_S = 600
@@ -64,14 +66,26 @@ def scaling(cluster: Cluster, workers: int) -> tuple[ScalingConfig, TorchConfig]
 class WorkerGroup:
     """`workers` ranks held by one `TorchTrainer.fit()`, which runs in a thread until `close`."""
 
-    def __init__(self, cluster: Cluster, workers: int, subject: Any, storage_path: str) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        workers: int,
+        subject: Any,
+        storage_path: str,
+        namespaces: Sequence[str] = (),
+    ) -> None:
         self.workers = workers
         self._failure: BaseException | None = None
         self._mailbox = ray.remote(num_cpus=0)(_Mailbox).remote(workers)
         scaling_config, torch_config = scaling(cluster, workers)
         self._trainer = TorchTrainer(
             _serve,
-            train_loop_config={"mailbox": self._mailbox, "cluster": cluster, "subject": subject},
+            train_loop_config={
+                "mailbox": self._mailbox,
+                "cluster": cluster,
+                "subject": subject,
+                "namespaces": namespaces,
+            },
             scaling_config=scaling_config,
             torch_config=torch_config,
             run_config=RunConfig(
@@ -131,15 +145,18 @@ def _serve(config: dict[str, Any]) -> None:
     world_rank = train.get_context().get_world_rank()
     index = train.torch.get_device().index if cluster.kind == "cuda" else 0
     device = open_device(cluster, world_rank if cluster.devices else None, index)
-    node = ray.get_runtime_context().get_node_id()
+    node = _enter_node(cluster, world_rank, config["namespaces"])
     ray.get(mailbox.post.remote(-1, world_rank, None))
     while (message := ray.get(mailbox.receive.remote(world_rank))) is not None:
         number, ranks, probe, request = message
         group = _new_group(ranks)
         if world_rank not in ranks:
             continue
-        rank = Rank(ranks.index(world_rank), len(ranks), device, group, node)
+        link = _link(cluster, ranks, bool(config["namespaces"]))
+        rank = Rank(ranks.index(world_rank), len(ranks), device, group, node, link)
         reply = perform(rank, probe, config["subject"], request)
+        if link is not None:
+            link.close()
         if group is not None:
             # Dropping the last reference frees peers that still wait in a collective.
             del rank
@@ -147,6 +164,23 @@ def _serve(config: dict[str, Any]) -> None:
             del group
             gc.collect()
         ray.get(mailbox.post.remote(number, world_rank, reply))
+
+
+def _enter_node(cluster: Cluster, world_rank: int, namespaces: Sequence[str]) -> str:
+    """Name the machine; a rank of an emulated cluster first moves to its node's network, if that is made."""
+    if cluster.emulate is None:
+        return str(ray.get_runtime_context().get_node_id())
+    node = cluster.node_of(world_rank)
+    if namespaces:
+        enter(namespaces[node])
+    return f"emulated node {node}"
+
+
+def _link(cluster: Cluster, ranks: Sequence[int], shaped: bool) -> EmulatedLink | None:
+    nodes = {cluster.node_of(rank) for rank in ranks}
+    if cluster.emulate is None or len(nodes) == 1:
+        return None
+    return EmulatedLink(cluster.emulate, len(ranks), len(nodes), shaped)
 
 
 def _new_group(ranks: Sequence[int]) -> Any:

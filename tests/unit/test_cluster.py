@@ -306,3 +306,33 @@ def test_without_a_statement_a_cpu_worker_shares_this_hosts_memory():
     host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert cluster(workers=1).capacity_bytes() == host_bytes
     assert cluster(workers=2).capacity_bytes() == host_bytes // 2
+
+
+@pytest.mark.parametrize(
+    ("nodes", "most", "workers", "expected"),
+    [
+        (1, 8, 1, 1),
+        (1, 8, 8, 1),
+        (2, 8, 4, 1),
+        (2, 8, 5, 2),
+        (4, 16, 4, 1),
+        (4, 16, 9, 3),
+        (4, 16, 16, 4),
+        (2, 5, 3, 1),
+        (2, 5, 4, 2),
+        (8, 8, 3, 3),
+    ],
+)
+def test_workers_are_placed_on_as_few_nodes_as_hold_them(nodes, most, workers, expected):
+    assert cluster(workers=[1, most], nodes=nodes).nodes_of(workers) == expected
+
+
+@quiet
+@given(st.integers(1, 64), st.integers(1, 16))
+def test_no_node_is_left_out_or_overfull(most, nodes):
+    here = cluster(workers=[1, most], nodes=min(nodes, most))
+    placed = [here.nodes_of(workers) for workers in here.worker_counts]
+    assert placed[0] == 1 and placed == sorted(placed)
+    assert max(placed) <= here.nodes
+    largest = -(-most // here.nodes)
+    assert all(workers <= count * largest for workers, count in zip(here.worker_counts, placed, strict=True))

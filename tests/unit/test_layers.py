@@ -14,7 +14,7 @@ LAYERS = [
     {"units", "errors", "schema", "stats"},
     {"batch", "cluster", "workload", "workloads"},
     {"records", "runs"},
-    {"counted_memory", "device"},
+    {"counted_memory", "emulation", "device"},
     {"runtime"},
     {"engine"},
     {"trace"},

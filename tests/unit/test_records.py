@@ -89,7 +89,16 @@ PREDICTION = PredictionRecord(
 UNTRACED = PredictionRecord(
     **SEEN, prediction=Prediction(curves=(), confidence="low", notes=("1 (Leaves): no values",))
 )
-THROUGHPUT = ThroughputRecord(**SEEN, plan=UNEVEN, step_times_s=(0.1, 0.1 + 0.2, 1e-9), warmup_steps=1)
+THROUGHPUT = ThroughputRecord(
+    **SEEN,
+    plan=UNEVEN,
+    nodes=2,
+    step_times_s=(0.1, 0.1 + 0.2, 1e-9),
+    warmup_steps=1,
+    phase_times_s={"data": (0.01, 0.02, 0.0), "sync": (0.0, 0.1, 1e-10)},
+    outliers=(1,),
+    rank_compute_s=(0.09, 0.08),
+)
 NOISE = NoiseRecord(
     **SEEN,
     plan=EVEN,
@@ -192,6 +201,8 @@ def test_missing_keys_are_refused(record):
     ("record", "change"),
     [
         (THROUGHPUT, lambda bad: {"step_times_s": (0.1, bad)}),
+        (THROUGHPUT, lambda bad: {"phase_times_s": {"sync": (bad,)}}),
+        (THROUGHPUT, lambda bad: {"rank_compute_s": (bad,)}),
         (NOISE, lambda bad: {"small_squared_norms": (bad,)}),
         (NOISE, lambda bad: {"learning_rate": bad}),
         (CONVERGENCE, lambda bad: {"learning_rate": bad}),
@@ -223,6 +234,11 @@ def test_numbers_that_are_not_finite_are_refused(record, change, bad):
         (PREDICTION, {"prediction": {"curves": (), "confidence": "low", "curve": ()}}),
         (THROUGHPUT, {"step_times_s": (0.0,)}),
         (THROUGHPUT, {"warmup_steps": -1}),
+        (THROUGHPUT, {"nodes": 0}),
+        (THROUGHPUT, {"phase_times_s": {"idle": (0.1,)}}),
+        (THROUGHPUT, {"phase_times_s": {"data": (-0.1,)}}),
+        (THROUGHPUT, {"outliers": (-1,)}),
+        (THROUGHPUT, {"rank_compute_s": (0.0,)}),
         (NOISE, {"small_batch": 0}),
         (CONVERGENCE, {"stop": "bored"}),
         (CONVERGENCE, {"examples": -1}),
@@ -282,3 +298,12 @@ def test_the_records_of_before_have_no_more_than_a_peak():
     for key in ("rank_peak_bytes", "outside_bytes", "in_use_bytes", "retries"):
         del data[key]
     assert RECORD.validate_python(data) == MEMORY
+
+
+def test_the_step_times_of_before_were_not_split():
+    data = THROUGHPUT.model_dump()
+    for key in ("nodes", "phase_times_s", "outliers", "rank_compute_s"):
+        del data[key]
+    found = RECORD.validate_python(data)
+    assert (found.step_times_s, found.nodes) == (THROUGHPUT.step_times_s, 1)
+    assert (found.phase_times_s, found.outliers, found.rank_compute_s) == ({}, (), ())

@@ -107,9 +107,9 @@ class Study:
             capacity_bytes=capacity_bytes,
         )
 
-    def throughput(self, workers: Iterable[int] = (1, 2, 4)) -> list[ThroughputRecord]:
+    def throughput(self, workers: Iterable[int] = (1, 2, 4), zero_stage: int = 0) -> list[ThroughputRecord]:
         return [
-            self.run(BatchPlan.equal(micro_batch, 1, count), seed, wobble)
+            self.run(BatchPlan.equal(micro_batch, 1, count, zero_stage), seed, wobble)
             for count in workers
             for micro_batch in (8, 32, 128, 512)
             for seed, wobble in enumerate((0.99, 1.01))
@@ -118,7 +118,7 @@ class Study:
     def run(self, plan: BatchPlan, seed: int = 0, wobble: float = 1.0) -> ThroughputRecord:
         step_s = wobble * self.step_time_s(plan)
         return ThroughputRecord(
-            **seen(f"t{plan.arithmetic()}-{seed}", seed),
+            **seen(f"t{plan.arithmetic()}-{plan.zero_stage}-{seed}", seed),
             plan=plan,
             step_times_s=(9.0, 0.9 * step_s, step_s, 1.2 * step_s),
             warmup_steps=1,

@@ -19,6 +19,7 @@ quiet = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], ma
 
 STUDY = Study()
 RECORDS = STUDY.records()
+SHARDED = [STUDY.workload(), *STUDY.memory((1, 2), zero_stage=2), *STUDY.trials()]
 CONFIG = decide(RECORDS, cluster_of(price_per_device_hour=2.5))
 
 
@@ -174,11 +175,20 @@ def test_the_step_time_of_more_workers_is_not_guessed_from_one():
 
 
 def test_the_zero_stage_is_carried_into_the_plans():
-    records = [STUDY.workload(), *STUDY.memory((1, 2), zero_stage=2), *STUDY.throughput(), *STUDY.trials()]
+    records = [*SHARDED, *STUDY.throughput(zero_stage=1), *STUDY.throughput(zero_stage=2)]
     config = decide(records, cluster_of(), zero_stage=2)
     assert {a.plan.zero_stage for a in config.answers} == {2}
     with pytest.raises(NothingFeasible, match="ZeRO stage 1"):
         decide(records, cluster_of(), zero_stage=1)
+
+
+def test_step_times_are_those_of_the_zero_stage():
+    slower = Study(overhead_s=0.02).throughput()
+    alone = decide([*SHARDED, *STUDY.throughput(zero_stage=2)], cluster_of(), zero_stage=2)
+    beside = decide([*SHARDED, *slower, *STUDY.throughput(zero_stage=2)], cluster_of(), zero_stage=2)
+    assert beside.answers == alone.answers
+    with pytest.raises(NothingFeasible, match="no step time was measured"):
+        decide([*SHARDED, *slower], cluster_of(), zero_stage=2)
 
 
 def test_what_the_fits_say_of_the_workload():

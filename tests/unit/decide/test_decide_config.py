@@ -83,10 +83,16 @@ def test_a_time_to_target_without_evidence_is_not_written():
 
 
 def test_intervals_without_evidence_are_not_written():
+    for answer in CASES["one batch"]().to_dict()["answers"]:
+        assert {"low", "high"}.isdisjoint(answer["examples_to_target"])
+        assert {"low", "high"}.isdisjoint(answer["time_to_target_s"])
+        assert answer["examples_to_target"]["value"] > 0
+
+
+def test_one_launch_has_a_step_time_with_an_interval():
     (answer,) = bare().to_dict()["answers"]
-    assert {"low", "high"}.isdisjoint(answer["step_time_s"])
-    assert {"low", "high"}.isdisjoint(answer["samples_per_s"])
-    assert answer["step_time_s"]["value"] > 0
+    for quantity in ("step_time_s", "samples_per_s"):
+        assert answer[quantity]["low"] < answer[quantity]["value"] < answer[quantity]["high"]
 
 
 def test_a_cost_needs_a_price():

@@ -14,11 +14,13 @@ from torch.utils.data import TensorDataset
 
 from scaler.batch import BatchPlan
 from scaler.device import Device
+from scaler.engine.clock import StepClock
 from scaler.engine.data import load_train_data, rank_steps
 from scaler.engine.noise import GradientNorms
 from scaler.engine.open import open_engine
 from scaler.probe.convergence import ConvergenceRequest, probe_convergence
 from scaler.probe.memory import MemoryRequest, probe_memory
+from scaler.probe.throughput import ThroughputRequest, probe_throughput
 from scaler.runtime.protocol import Rank
 from scaler.workload import Reference, Target, Workload
 
@@ -91,10 +93,17 @@ CONVERGENCE = ConvergenceRequest(TWO_RANKS["equal"], 0.2, 100, 1024, seed=5)
 
 
 def train(
-    workload: Workload, plan: BatchPlan, rank: Rank, observe: bool = False, factor=lambda step: 1.0
+    workload: Workload,
+    plan: BatchPlan,
+    rank: Rank,
+    observe: bool = False,
+    factor=lambda step: 1.0,
+    clock: StepClock | None = None,
 ) -> dict:
     """Do the first steps; give the parameters after each, the losses, and the norms if observed."""
     engine = open_engine(workload, plan, rank, workload.reference.learning_rate, seed=7)
+    if clock is not None:
+        engine.measure(clock)
     norms = GradientNorms(engine) if observe else None
     batches = rank_steps(workload, load_train_data(workload, plan.global_batch), plan, rank.rank, seed=11)
     parameters, losses = [flat(engine.module)], []
@@ -154,6 +163,12 @@ def main(folder: Path, number: int) -> None:
     }
     for spread, plan in NOISE_PLANS.items():
         found["noise", spread] = train(WORKLOADS["momentum"], plan, rank, observe=True)
+        found["measured", spread] = train(WORKLOADS["momentum"], plan, rank, clock=StepClock())
+    apart = Rank(number, 2, rank.device, rank.group, node=f"machine {number}")
+    for spread, where in (("equal", rank), ("accumulating", apart)):
+        request = ThroughputRequest(TWO_RANKS[spread], time_limit_s=0.5)
+        record = probe_throughput(where, WORKLOADS["momentum"], request)
+        found["throughput", spread] = record.model_dump_json()
     record = probe_convergence(rank, WORKLOADS["tokens"], CONVERGENCE)
     found["curve"] = [(e.examples, e.metric) for e in record.curve]
     found["stop"] = record.stop

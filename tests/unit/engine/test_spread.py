@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 import spread_cases
 import torch
@@ -14,12 +16,13 @@ from spread_cases import CONVERGENCE, NOISE_PLANS, STEPS, TWO_RANKS, WORKLOADS, 
 from torch import nn
 
 from scaler.batch import BatchPlan
+from scaler.engine.clock import StepClock
 from scaler.engine.data import load_train_data, rank_steps
 from scaler.engine.noise import GradientNorms
 from scaler.engine.open import open_engine
 from scaler.errors import BadInput
 from scaler.probe.convergence import probe_convergence
-from scaler.records import RECORD
+from scaler.records import RECORD, StepPhase
 
 CLOSE = 1e-5
 
@@ -209,6 +212,31 @@ def test_observing_changes_nothing(ranks):
     for rank in ranks:
         for spread in NOISE_PLANS:
             assert same(rank["noise", spread]["parameters"], rank["momentum", spread]["parameters"])
+
+
+# Step times
+
+
+def test_measuring_changes_nothing(ranks):
+    plan = BatchPlan.equal(32, 2, 1)
+    measured = train(WORKLOADS["momentum"], plan, alone(), clock=StepClock())
+    assert torch.equal(measured["parameters"], train(WORKLOADS["momentum"], plan, alone())["parameters"])
+    for rank in ranks:
+        for spread in NOISE_PLANS:
+            assert same(rank["measured", spread]["parameters"], rank["momentum", spread]["parameters"])
+
+
+@pytest.mark.parametrize(("spread", "nodes"), [("equal", 1), ("accumulating", 2)])
+def test_the_steps_of_two_ranks_are_split_into_phases(ranks, spread, nodes):
+    first, second = (RECORD.validate_json(rank["throughput", spread]) for rank in ranks)
+    assert len(first.step_times_s) == len(second.step_times_s) >= 6
+    assert first.nodes == second.nodes == nodes
+    for record in (first, second):
+        phases = np.array([record.phase_times_s[phase] for phase in get_args(StepPhase)])
+        assert set(record.phase_times_s) == set(get_args(StepPhase))
+        assert (phases > 0).all() and (phases.sum(axis=0) <= record.step_times_s).all()
+    assert first.rank_compute_s == second.rank_compute_s
+    assert len(first.rank_compute_s) == 2
 
 
 def test_one_gradient_a_step_says_nothing_of_noise():

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from spread_cases import STEPS
@@ -14,6 +16,7 @@ from zero_steps import PLANS, STAGES
 from scaler.batch import BatchPlan
 from scaler.engine.open import open_engine
 from scaler.errors import BadInput
+from scaler.records import RECORD, StepPhase
 
 CLOSE = 1e-5
 
@@ -64,6 +67,18 @@ def test_a_sharded_trial_has_the_plain_curve(found, stage):
     sharded, plain = found[1][0]["curve", stage], found[1][0]["curve", 0]
     assert [examples for examples, _ in sharded] == [examples for examples, _ in plain]
     assert [metric for _, metric in sharded] == pytest.approx([metric for _, metric in plain], abs=CLOSE)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("stage", STAGES)
+def test_sharded_steps_are_split_into_phases(found, stage):
+    first, second = (RECORD.validate_json(rank["throughput", stage]) for rank in found[2])
+    assert len(first.step_times_s) == len(second.step_times_s) >= 6
+    for record in (first, second):
+        phases = np.array([record.phase_times_s[phase] for phase in get_args(StepPhase)])
+        assert (phases.sum(axis=0) <= record.step_times_s).all()
+        assert min(record.phase_times_s["sync"]) > 0
+    assert len(first.rank_compute_s) == 2
 
 
 def test_without_deepspeed_a_stage_is_bad_input(tiny, rank, monkeypatch):

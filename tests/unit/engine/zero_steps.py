@@ -14,6 +14,7 @@ from scaler.device import Device
 from scaler.engine.data import load_train_data, rank_steps
 from scaler.engine.open import open_engine
 from scaler.probe.convergence import probe_convergence
+from scaler.probe.throughput import ThroughputRequest, probe_throughput
 from scaler.runtime.protocol import Rank
 
 STAGES = (1, 2, 3)
@@ -67,6 +68,10 @@ def main(folder: Path, number: int, world: int) -> None:
             for stage in STAGES:
                 staged = plan.model_copy(update={"zero_stage": stage})
                 found[name, spread, stage] = sharded(WORKLOADS[name], staged, rank)
+    for stage in STAGES:
+        timed = BatchPlan.equal(16, 2, world, stage)
+        record = probe_throughput(rank, WORKLOADS["momentum"], ThroughputRequest(timed, time_limit_s=0.5))
+        found["throughput", stage] = record.model_dump_json()
     if world == 1:
         for stage in (0, *STAGES):
             found["curve", stage] = curve(BatchPlan.equal(32, 2, 1, stage), rank)

@@ -148,7 +148,7 @@ def test_a_sharded_engine_that_ran_out_is_an_answer_about_memory(run):
 @pytest.mark.parametrize(
     ("kind", "task", "error"),
     [
-        ("out_of_memory", Task(probe_throughput, ThroughputRequest(PLAN, 3)), ScalerError),
+        ("out_of_memory", Task(probe_throughput, ThroughputRequest(PLAN)), ScalerError),
         ("workload", PEAKS[0], WorkloadError),
         ("peer", PEAKS[0], ClusterFailed),
         ("fault", PEAKS[0], ScalerError),

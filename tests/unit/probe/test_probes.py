@@ -41,7 +41,7 @@ TRIAL = ConvergenceRequest(PLAN, 0.05, 0, 640, seed=0)
     [
         (probe_workload, WorkloadRequest(seed=1), WorkloadRecord),
         (probe_memory, MemoryRequest(PLAN, seed=2), MemoryRecord),
-        (probe_throughput, ThroughputRequest(PLAN, 3, seed=3), ThroughputRecord),
+        (probe_throughput, ThroughputRequest(PLAN, seed=3), ThroughputRecord),
         (probe_noise, NoiseRequest(PASSES, 0.01, 3, seed=4), NoiseRecord),
         (probe_convergence, ConvergenceRequest(PLAN, 0.01, 0, 64, seed=5), ConvergenceRecord),
         (probe_confirmation, ConvergenceRequest(PLAN, 0.01, 0, 64, seed=6), ConfirmationRecord),
@@ -245,29 +245,6 @@ def test_a_predicted_peak_is_the_measured_one(ask):
         for at in (0, len(known.micro_batches) // 2, -1):
             plan = BatchPlan.equal(known.micro_batches[at], 1 + accumulating, 1)
             assert ask(digits, probe_memory, MemoryRequest(plan), **here).peak_bytes == known.peak_bytes[at]
-
-
-# Step times
-
-
-def test_every_step_time_is_kept_and_warm_up_is_marked(tiny, ask):
-    record = ask(tiny(), probe_throughput, ThroughputRequest(PLAN, 7))
-    assert record.warmup_steps == 5
-    assert len(record.step_times_s) == 5 + 7
-
-
-def test_a_step_time_includes_fetching_the_examples(tiny, ask, monkeypatch):
-    clock = itertools.count()
-    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
-
-    class Slow(list):
-        def __getitem__(self, index):
-            next(clock)
-            return super().__getitem__(index)
-
-    examples = [(torch.ones(4), torch.ones(1))] * 64
-    record = ask(tiny(train_data=lambda: Slow(examples)), probe_throughput, ThroughputRequest(PASSES, 2))
-    assert all(step >= PASSES.global_batch for step in record.step_times_s)
 
 
 # Noise

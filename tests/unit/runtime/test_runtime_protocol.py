@@ -26,7 +26,7 @@ TRIAL = ConvergenceRequest(PLAN, 0.1, 0, 100, 0)
 TASKS = [
     Task(probe_workload, WorkloadRequest()),
     Task(probe_memory, MemoryRequest(PLAN), 2),
-    Task(probe_throughput, ThroughputRequest(PLAN, 10), 2),
+    Task(probe_throughput, ThroughputRequest(PLAN), 2),
     Task(probe_noise, NoiseRequest(PLAN, 0.1, 10), 2),
     Task(probe_convergence, TRIAL, 2),
     Task(probe_confirmation, TRIAL, 2),

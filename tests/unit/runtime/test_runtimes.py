@@ -9,6 +9,7 @@ from torch import nn
 
 from scaler.batch import BatchPlan
 from scaler.device import Device
+from scaler.engine.clock import StepClock
 from scaler.errors import BadInput, ClusterFailed, WorkloadError
 from scaler.probe.convergence import ConvergenceRequest, probe_convergence
 from scaler.probe.memory import MemoryRequest, probe_memory
@@ -93,7 +94,7 @@ def test_no_tensor_stays_alive_through_the_cause_of_an_error(rank, tiny):
         alive.append(weakref.ref(out))
         raise LookupError("no column")
 
-    failure = perform(rank, probe_throughput, tiny(loss=loss), ThroughputRequest(PLAN, 1))
+    failure = perform(rank, probe_throughput, tiny(loss=loss), ThroughputRequest(PLAN))
     assert failure.kind == "workload"
     assert alive[0]() is None
 
@@ -122,12 +123,13 @@ class SelfAware(nn.Module):
     [
         (probe_workload, WorkloadRequest()),
         (probe_memory, MemoryRequest(PLAN)),
-        (probe_throughput, ThroughputRequest(PLAN, 1)),
+        (probe_throughput, ThroughputRequest(PLAN)),
         (probe_noise, NoiseRequest(BatchPlan.equal(4, 2, 1), 0.01, 2)),
         (probe_convergence, ConvergenceRequest(PLAN, 0.01, 0, 64, 0)),
     ],
 )
-def test_nothing_of_a_probe_that_answered_stays_in_memory(tiny, probe, request_, kind, model):
+def test_nothing_of_a_probe_that_answered_stays_in_memory(tiny, monkeypatch, probe, request_, kind, model):
+    monkeypatch.setattr("scaler.probe.throughput.step_clock", lambda device: StepClock())
     alive = []
     rank = Rank(0, 1, Device(kind, None))  # on the CPU, whatever it is called
 
