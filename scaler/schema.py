@@ -89,6 +89,7 @@ def read_csv(path: Path, model: type[M]) -> list[M]:
     keys = _keys(model)
     needed = [field.alias or name for name, field in model.model_fields.items() if field.is_required()]
     faults = [f"unknown column {c!r}{nearest(str(c), keys)}" for c in columns if c not in keys]
+    faults += [f"column {c!r} is there twice" for c in keys if columns.count(c) > 1]
     faults += [f"column {key!r} is missing" for key in needed if key not in columns]
     faults += [] if lines or faults else ["there is no row below the column names"]
     found = []

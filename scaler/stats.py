@@ -15,6 +15,7 @@ from scaler.schema import Strict
 CONFIDENCE = 0.90
 _RESAMPLES = 1000
 _BATCH = 5  # samples whose mean is taken, in the search for the warm-up
+_FEWEST_BATCHES = 3  # that must be left: the variance of fewer says nothing
 _FINEST = 0.01  # spread of steps below which nothing is called an outlier
 
 Floats = NDArray[np.float64]
@@ -121,8 +122,8 @@ def settled_from(samples: ArrayLike) -> int:
     spread = 1.4826 * np.median(np.abs(values - middle))
     batches = np.minimum(values, middle + 3 * spread)[: len(values) // _BATCH * _BATCH]
     means = batches.reshape(-1, _BATCH).mean(axis=1)
-    kept = range(len(means) // 2 + 1)
-    errors = [means[first:].var() / len(means[first:]) for first in kept if len(means) > first]
+    kept = range(min(len(means) // 2, len(means) - _FEWEST_BATCHES) + 1)
+    errors = [means[first:].var() / len(means[first:]) for first in kept]
     return int(np.argmin(errors)) * _BATCH if errors else 0
 
 
@@ -143,5 +144,5 @@ def median_width(samples: ArrayLike) -> float:
     n = len(values)
     if n < 8:
         return float("inf")
-    low = int(stats.binom.ppf(0.5 - CONFIDENCE / 2, n, 0.5))
+    low = max(0, int(stats.binom.ppf(0.5 - CONFIDENCE / 2, n, 0.5)) - 1)
     return float((values[n - 1 - low] - values[low]) / np.median(values))

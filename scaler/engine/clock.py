@@ -47,9 +47,9 @@ class StepClock:
         self._keep(self._own)
 
     def _keep(self, own: dict[StepPhase, float]) -> None:
-        for phase in own:  # a phase that comes later was not there before
+        for phase in {*own, *self.times_s}:  # a phase need not be part of every step
             self.times_s[phase] += [0.0] * (len(self.step_times_s) - 1 - len(self.times_s[phase]))
-            self.times_s[phase].append(own[phase])
+            self.times_s[phase].append(own.get(phase, 0.0))
         self._own = defaultdict(float)
 
 

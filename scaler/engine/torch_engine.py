@@ -44,6 +44,8 @@ class TorchEngine:
         self._before: list[Callable[[Bucket], None]] = []
         self._after: list[Callable[[torch.Tensor], None]] = []
         self._watching = False
+        self._finding: list[Any] = []
+        self._latest: torch.Tensor | None = None
         self._workload = workload
         self._device = rank.device.torch_device
         self.module = build_module(workload, rank, seed)
@@ -79,9 +81,10 @@ class TorchEngine:
                 self._lap("data")
                 with self.rank.device.computing():
                     loss = forward(self._workload, self.model, placed, self._device) * scale
+                    del placed  # what the backward pass needs it keeps itself
                     self._lap("forward")
                     self._scaler.scale(loss).backward()
-                self._lap("sync" if reduce else "backward")
+                self._lap("sync" if reduce and not self._finding else "backward")
             total += loss.detach()
             if self.observer is not None:
                 self.observer.after_pass(number)
@@ -93,13 +96,24 @@ class TorchEngine:
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._lap("optimizer")
+        if self._finding:
+            for hook in self._finding:
+                hook.remove()
+            self._finding = []
+            assert self._latest is not None, "a step without a gradient"
+            self._latest.register_post_accumulate_grad_hook(lambda _: self._lap("backward"))
         return total
 
     def measure(self, clock: StepClock) -> None:
-        """Let a clock know where the phases of a step turn."""
+        """Let a clock know where the phases of a step turn.
+
+        When the last gradient is there, only synchronisation is left of the backward pass. Which one comes
+        last is seen in the next step: to look at every one, or at DDP's buckets, would cost more.
+        """
         self.clock = clock
-        # When the last bucket is full, only synchronisation is left of the backward pass.
-        self.watch_buckets(before=lambda bucket: self._lap("backward") if bucket.is_last() else None)
+        if self.model is not self.module:
+            trained = [p for p in self.module.parameters() if p.requires_grad]
+            self._finding = [p.register_post_accumulate_grad_hook(self._came) for p in trained]
 
     def watch_buckets(
         self,
@@ -120,7 +134,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """Let go of the model and the optimizer's state."""
-        del self.model, self.module, self.optimizer, self.observer
+        del self.model, self.module, self.optimizer, self.observer, self._latest
 
     def _reduced(self, _: object, bucket: Bucket) -> MeanGradient:
         """Average a bucket of gradients over the ranks, as DDP would."""
@@ -139,6 +153,9 @@ class TorchEngine:
             sent = self.rank.link.hold(sent, gradient.nbytes)
         mean: MeanGradient = sent.then(looked_at)
         return mean
+
+    def _came(self, parameter: torch.Tensor) -> None:
+        self._latest = parameter
 
     def _lap(self, phase: StepPhase) -> None:
         if self.clock is not None:

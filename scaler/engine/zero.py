@@ -62,6 +62,7 @@ class ZeroEngine:
             self._lap("data")
             with self.rank.device.computing():
                 loss = forward(self._workload, self._engine, placed, device) * scale
+                del placed  # what the backward pass needs it keeps itself
                 self._lap("forward")
                 # DeepSpeed divides by the accumulation, which `scale` already holds.
                 self._engine.backward(loss * self.plan.accumulation)

@@ -1,25 +1,28 @@
 """Bring your own measurements: a table of what is known, a table of what is asked, predictions."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
+from scaler.errors import BadInput
 from scaler.fit.step_model import StepShape
 from scaler.fit.step_posterior import Rows
 from scaler.fit.step_time import METHOD, fit_step_rows
 from scaler.schema import Strict, read_csv
 
+Count = Annotated[int, Field(gt=0, le=10**9)]
+
 
 class AskedStepTime(Strict):
     """A row of ASKED: how a step is spread."""
 
-    nodes: PositiveInt
-    workers: PositiveInt
-    micro_batch: PositiveInt
+    nodes: Count
+    workers: Count
+    micro_batch: Count
     """Examples of one worker and pass."""
-    accumulation: PositiveInt
+    accumulation: Count
 
     @property
     def shape(self) -> StepShape:
@@ -66,14 +69,36 @@ class StepTimeAnswer(Strict):
     """In the order asked."""
 
 
+Known = TypeVar("Known", bound=Strict)
+Asked = TypeVar("Asked", bound=Strict)
+
+
+def read_tables(
+    known: str | Path, known_row: type[Known], asked: str | Path, asked_row: type[Asked]
+) -> tuple[list[Known], list[Asked]]:
+    """Read both tables.
+
+    Raises:
+        BadInput: a file or a row is wrong; lists the faults of both.
+    """
+    try:
+        rows = read_csv(Path(known), known_row)
+    except BadInput as error:
+        try:
+            read_csv(Path(asked), asked_row)
+        except BadInput as other:
+            raise BadInput(f"{error.message}\n{other.message}", f"{error.hint}; {other.hint}") from None
+        raise
+    return rows, read_csv(Path(asked), asked_row)
+
+
 def fit_step_time_table(known: str | Path, asked: str | Path) -> StepTimeAnswer:
     """Fit the step times in one CSV file and predict those of another.
 
     Raises:
         BadInput: a file or a row is wrong; lists every fault.
     """
-    rows = read_csv(Path(known), KnownStepTime)
-    questions = read_csv(Path(asked), AskedStepTime)
+    rows, questions = read_tables(known, KnownStepTime, asked, AskedStepTime)
     shapes = [row.shape for row in questions]
     fit = fit_step_rows(
         Rows(
@@ -84,7 +109,10 @@ def fit_step_time_table(known: str | Path, asked: str | Path) -> StepTimeAnswer:
     )
     guessed = fit.unidentified(shapes)
     far = [shape for shape in shapes if fit.is_extrapolated(shape)]
-    notes = [*guessed, *([f"{len(far)} rows lie beyond 4 x of what was measured"] if far else [])]
+    notes = [
+        *guessed,
+        *([f"{len(far)} of {len(shapes)} rows lie beyond 4 x of what was measured"] if far else []),
+    ]
     return StepTimeAnswer(
         model=METHOD,
         identifiable=not guessed,

@@ -17,7 +17,7 @@ def with_measured_speeds(cluster: Cluster, records: Iterable[ThroughputRecord]) 
     seconds: dict[int, float] = defaultdict(float)
     groups = [number for number, group in enumerate(cluster.devices) for _ in range(group.workers)]
     for record in records:
-        if len(record.rank_compute_s) == len(groups):
+        if groups and len(record.rank_compute_s) == len(groups):
             for number, size, took_s in zip(
                 groups, record.plan.micro_batches, record.rank_compute_s, strict=True
             ):

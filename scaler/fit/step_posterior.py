@@ -112,12 +112,17 @@ class Posterior:
         grid = Grid(layout, shapes)
         values, slopes = grid.log_step(x)
         quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, self.degrees_of_freedom))
-        half = quantile * np.sqrt(self.priors.width**2 * _variances(slopes, covariance) + self.noise**2)
+        width, least = self.priors.width, quantile * self.noise
+        squared = (quantile * width) ** 2 * _variances(slopes, covariance) + least**2
         longer = quantile * np.sqrt(_variances(grid.log_sync(x)[1], covariance))
         above, below = grid.log_step(x, longer)[0] - values, values - grid.log_step(x, -longer)[0]
-        linear = longer * (grid.log_step(x, _SMALL)[0] - values) / _SMALL
-        low = values - half + np.maximum(linear - below, 0.0)
-        return values, low, values + half + np.maximum(above - linear, 0.0)
+        linear = width * longer * (grid.log_step(x, _SMALL)[0] - values) / _SMALL
+        # Of the linear interval, the part that is the synchronisation's makes way for what it would do.
+        rest = np.maximum(squared - linear**2, 0.0)
+        own = np.minimum(1.0, squared / np.maximum(linear, _SMALL) ** 2)
+        low = values - np.maximum(least, np.sqrt(rest + own * np.minimum(below, linear) ** 2))
+        high = values + np.maximum(least, np.sqrt(rest + own * np.maximum(above, linear) ** 2))
+        return values, low, high
 
     def _extended(self, shapes: Sequence[StepShape]) -> tuple[Layout, Floats, Floats]:
         """Add the parameters of sizes that were not measured: each a known one's line plus a spread."""

@@ -77,8 +77,9 @@ class StepTimeFit:
         for across in sorted(kinds):
             where = "across nodes" if across else "inside a node"
             found.append(f"no run synchronised {where}: how long that takes is a guess")
-        if len({shape.workers for shape in known}) == 1 and any(s.workers > 1 for s in shapes) and several:
-            count = self.largest_workers
+        count = self.largest_workers
+        others = {shape.workers for shape in shapes} - {1, count}
+        if len(several) == len(known) and len({shape.workers for shape in known}) == 1 and others:
             found.append(f"only {count} workers were measured: how synchronisation grows is not known")
         return found
 

@@ -36,6 +36,10 @@ class Evidence:
         """Whether the budget for measuring is spent."""
         return self.share_spent() >= 1
 
+    def left_s(self) -> float:
+        """How much of the budget is left; infinite without one."""
+        return self._started + self._budget_s - time.monotonic()
+
     def share_spent(self) -> float:
         """How much of the budget is spent; 0 without one."""
         spent_s = time.monotonic() - self._started
@@ -75,8 +79,7 @@ class Evidence:
             if self.out_of_budget():
                 return
             if isinstance(task.request, ConvergenceRequest):
-                left_s = self._started + self._budget_s - time.monotonic()
-                request = dataclasses.replace(task.request, time_limit_s=left_s)
+                request = dataclasses.replace(task.request, time_limit_s=self.left_s())
                 task = dataclasses.replace(task, request=request)
             yield task
 

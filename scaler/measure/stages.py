@@ -31,7 +31,7 @@ _LAUNCHES = 2  # fresh runs of a plan differ by more than steps within one
 _SPEED_RUNS = 2  # the second with entries near those that are used
 _NOISE_STEPS = 100
 _SMALLEST_POWER, _LARGEST_POWER = 16, 512
-_POWERS_SHARE = 0.1  # of the budget spent, from which on powers of two are left to custom
+_POWERS_SHARE = 0.05  # of the budget left, beyond which powers of two are not looked into
 _NEAR = 0.1
 
 
@@ -114,9 +114,10 @@ def measure_powers(evidence: Evidence, fits: MemoryFits, sizes: WorkloadRecord) 
     fit = memory_for(fits, 1)
     most = min(fit.largest_measured, sizes.train_examples) if fit is not None else 0
     power = min(2 ** max(0, (most // 2).bit_length() - 1), _LARGEST_POWER)
-    if power < _SMALLEST_POWER or evidence.share_spent() > _POWERS_SHARE:
+    request = PowersRequest(power)
+    if power < _SMALLEST_POWER or request.time_limit_s > _POWERS_SHARE * evidence.left_s():
         return 1
-    found = evidence.ask("throughput", [Task(probe_powers, PowersRequest(power))])
+    found = evidence.ask("throughput", [Task(probe_powers, request)])
     judged = fit_powers(record for record in found if isinstance(record, PowersRecord))
     return judged.grain if judged is not None else 1
 

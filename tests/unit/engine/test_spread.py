@@ -234,7 +234,8 @@ def test_the_steps_of_two_ranks_are_split_into_phases(ranks, spread, nodes):
     for record in (first, second):
         phases = np.array([record.phase_times_s[phase] for phase in get_args(StepPhase)])
         assert set(record.phase_times_s) == set(get_args(StepPhase))
-        assert (phases > 0).all() and (phases.sum(axis=0) <= record.step_times_s).all()
+        assert (phases[:, 1:] > 0).all()  # the first step finds out where synchronisation begins
+        assert (phases.sum(axis=0) <= record.step_times_s).all()
     assert first.rank_compute_s == second.rank_compute_s
     assert len(first.rank_compute_s) == 2
 

@@ -77,7 +77,7 @@ def test_sharded_steps_are_split_into_phases(found, stage):
     for record in (first, second):
         phases = np.array([record.phase_times_s[phase] for phase in get_args(StepPhase)])
         assert (phases.sum(axis=0) <= record.step_times_s).all()
-        assert min(record.phase_times_s["sync"]) > 0
+        assert min(record.phase_times_s["sync"][1:]) > 0
     assert len(first.rank_compute_s) == 2
 
 

@@ -238,13 +238,11 @@ def test_an_empty_file_is_refused(predict):
     assert "column 'nodes' is missing" in refused(predict, known=[], columns=[])
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="a fault of fit_step_time_table")
 @pytest.mark.parametrize("asked", [(1, 10**400, 64, 1), (1, 2, 10**400, 1), (1, 2, 64, 10**400)])
 def test_a_number_beyond_all_computing_is_refused(predict, asked):
     assert "line 2" in refused(predict, asked=[asked])
 
 
-@pytest.mark.xfail(strict=True, reason="a fault of read_csv: the last one of them counts")
 def test_a_column_may_be_there_only_once(predict):
     known = [(*row, 2 * row[-1]) for row in KNOWN]
     assert "step_time_s" in refused(predict, known=known, columns=[*KNOWN_COLUMNS, "step_time_s"])
