@@ -112,11 +112,11 @@ class Posterior:
         grid = Grid(layout, shapes)
         values, slopes = grid.log_step(x)
         quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, self.degrees_of_freedom))
-        width, least = self.priors.width, quantile * self.noise
-        squared = (quantile * width) ** 2 * _variances(slopes, covariance) + least**2
-        longer = quantile * np.sqrt(_variances(grid.log_sync(x)[1], covariance))
+        far, least = quantile * self.priors.width, quantile * self.noise
+        squared = far**2 * _variances(slopes, covariance) + least**2
+        longer = far * np.sqrt(_variances(grid.log_sync(x)[1], covariance))
         above, below = grid.log_step(x, longer)[0] - values, values - grid.log_step(x, -longer)[0]
-        linear = width * longer * (grid.log_step(x, _SMALL)[0] - values) / _SMALL
+        linear = longer * (grid.log_step(x, _SMALL)[0] - values) / _SMALL
         # Of the linear interval, the part that is the synchronisation's makes way for what it would do.
         rest = np.maximum(squared - linear**2, 0.0)
         own = np.minimum(1.0, squared / np.maximum(linear, _SMALL) ** 2)

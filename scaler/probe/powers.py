@@ -12,7 +12,7 @@ from scaler.records import PowersRecord
 from scaler.runtime.protocol import Rank
 from scaler.workload import Workload
 
-_WARMUP, _FEWEST, _MOST = 3, 20, 400  # rounds
+_WARMUP, _FEWEST, _MOST = 3, 20, 200  # rounds
 _FETCHED = 4  # batches of each size, used over and over: fetching is no part of the question
 
 
@@ -45,7 +45,7 @@ def probe_powers(rank: Rank, workload: Workload, request: PowersRequest) -> Powe
             start = time.perf_counter()
             engine.step(fetched[which][number % _FETCHED], 0.0)
             rank.device.synchronize()
-            times_s[which].append(time.perf_counter() - start)
+            times_s[which].append(round(time.perf_counter() - start, 8))
     engine.close()
     return PowersRecord(
         **observation(probe_powers, rank, request),

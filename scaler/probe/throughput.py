@@ -19,7 +19,8 @@ from scaler.stats import median_width, outliers, settled_from
 from scaler.workload import Workload
 
 _BLOCK, _BLOCK_S = 10, 1.0  # steps between looks at the times, or as many as take about a second
-_FEWEST_STEPS, _LEAST_STEPS, _MOST_STEPS = 6, 20, 500
+_FEWEST_STEPS, _LEAST_STEPS, _MOST_STEPS = 6, 20, 200
+_DIGITS = 8  # of seconds that are kept
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ def probe_throughput(rank: Rank, workload: Workload, request: ThroughputRequest)
         **observation(probe_throughput, rank, request),
         plan=plan,
         nodes=_nodes(rank),
-        step_times_s=tuple(clock.step_times_s),
+        step_times_s=tuple(round(t, _DIGITS) for t in clock.step_times_s),
         warmup_steps=warmup,
-        phase_times_s={phase: tuple(max(0.0, t) for t in times) for phase, times in clock.times_s.items()},
+        phase_times_s={
+            phase: tuple(max(0.0, round(t, _DIGITS)) for t in times) for phase, times in clock.times_s.items()
+        },
         outliers=tuple(number + warmup for number in outliers(clock.step_times_s[warmup:])),
         rank_compute_s=_compute_s(rank, clock, warmup),
     )

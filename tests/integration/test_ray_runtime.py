@@ -67,12 +67,12 @@ def test_data_parallel_probes_give_their_records(runtime: RayRuntime) -> None:
     plan = BatchPlan(micro_batches=(17, 16))
     tasks = [
         Task(probe_memory, MemoryRequest(plan), 2),
-        Task(probe_throughput, ThroughputRequest(plan, steps=10), 2),
+        Task(probe_throughput, ThroughputRequest(plan, time_limit_s=0.1), 2),
         Task(probe_noise, NoiseRequest(BatchPlan.equal(16, 1, 2), 0.1, steps=10), 2),
     ]
     memory, throughput, noise = (o.record for o in runtime.run(tasks))
     assert isinstance(memory, MemoryRecord) and memory.peak_bytes
-    assert isinstance(throughput, ThroughputRecord) and len(throughput.step_times_s) == 15
+    assert isinstance(throughput, ThroughputRecord) and len(throughput.step_times_s) >= 6
     assert isinstance(noise, NoiseRecord) and noise.small_batch == 16
     # Half a batch is noisier than the whole: its squared norm is larger on average.
     assert sum(noise.small_squared_norms) > sum(noise.big_squared_norms)
@@ -83,7 +83,7 @@ def test_a_sharded_engine_gets_a_worker_group_of_its_size(runtime: RayRuntime, w
     plan = BatchPlan.equal(8, 2, workers, zero_stage=2)
     tasks = [
         Task(probe_memory, MemoryRequest(plan), workers, whole_group=True),
-        Task(probe_throughput, ThroughputRequest(plan, steps=5), workers, whole_group=True),
+        Task(probe_throughput, ThroughputRequest(plan, time_limit_s=0.1), workers, whole_group=True),
     ]
     memory, throughput = (o.record for o in runtime.run(tasks))
     assert isinstance(memory, MemoryRecord) and memory.peak_bytes

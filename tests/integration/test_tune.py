@@ -69,6 +69,7 @@ def test_it_resumes_to_an_answer(folder: Path) -> None:
         "prediction",
         "memory",
         "throughput",
+        "powers",
         "noise",
         "convergence",
         "confirmation",

@@ -94,12 +94,21 @@ def test_each_device_type_has_a_limit_of_its_own():
     assert LIMITS == [260, 641, 641]  # (memory / 1.05 - 12 MiB) / 0.1 MiB
 
 
+@pytest.mark.parametrize("slow", [1.0, 0.25])
 @pytest.mark.parametrize("global_batch", [3, 100, 1_000, 1_542])
-def test_unequal_devices_have_entries_in_proportion_to_what_fits_them(global_batch):
-    plan = split_batch(global_batch, 3, UNEQUAL_FITS, UNEQUAL, 0)
+def test_unequal_devices_have_entries_in_proportion_to_their_speed_as_far_as_fits(global_batch, slow):
+    devices = tuple(
+        group.model_copy(update={"speed": speed})
+        for group, speed in zip(UNEQUAL.devices, (slow, 1.0), strict=True)
+    )
+    cluster = UNEQUAL.model_copy(update={"devices": devices})
+    plan = split_batch(global_batch, 3, UNEQUAL_FITS, cluster, 0)
     assert (plan.global_batch, plan.accumulation) == (global_batch, 1)
-    for entry, limit in zip(plan.micro_batches, LIMITS, strict=True):
-        assert entry == pytest.approx(global_batch * limit / sum(LIMITS), abs=1)
+    first, *others = plan.micro_batches
+    share = global_batch * slow / (slow + 2)
+    needed = global_batch - sum(LIMITS[1:])  # what the others cannot take
+    assert first == pytest.approx(max(1, min(share, LIMITS[0]), needed), abs=1)
+    assert max(others) - min(others) <= 1
 
 
 def test_the_smallest_device_does_not_bound_the_others():
