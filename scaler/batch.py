@@ -90,6 +90,11 @@ class BatchPlan(Strict):
                 f"max_micro_batch = {limits}",
                 hint="every size is a whole number from 1 on, with one limit per worker",
             )
+        if speeds and (len(speeds) != workers or min(speeds) <= 0):
+            raise BadInput(
+                f"cannot split over {workers} workers: speeds = {list(speeds)}",
+                hint="give one positive speed per worker",
+            )
         if global_batch < workers:
             raise BadInput(
                 f"a global batch of {global_batch} leaves {workers - global_batch} of {workers} workers "

@@ -74,7 +74,7 @@ def decide(
         answers=tuple(answers),
         infeasible=infeasible,
         findings=_findings(records, fits, sizes),
-        epochs=epoch_costs(fits, cluster, best.plan.workers, zero_stage),
+        epochs=epoch_costs(fits, cluster, best.plan),
         rules_of_thumb=rules_of_thumb(ranked[best.plan.workers], fits.train_examples) if not pinned else (),
         records=len(records),
         versions=records[-1].environment.versions,

@@ -1,5 +1,6 @@
 """What an epoch costs at each global batch: why a smaller batch is slower per epoch."""
 
+from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
 from scaler.decide.config import EpochCost
 from scaler.decide.fits import Fits
@@ -8,17 +9,21 @@ from scaler.fit.step_time import shape_of
 from scaler.stats import Estimate
 
 
-def epoch_costs(fits: Fits, cluster: Cluster, workers: int, zero_stage: int) -> tuple[EpochCost, ...]:
-    """Predict an epoch at every global batch that was tried, smallest first; () without step times."""
+def epoch_costs(fits: Fits, cluster: Cluster, chosen: BatchPlan) -> tuple[EpochCost, ...]:
+    """Predict an epoch at every global batch that was tried, on the chosen plan's workers, smallest first.
+
+    Without step times there are none.
+    """
     fit = fits.step_time
     if fit is None or fit.per_example_s is None:
         return ()
     costs = []
     for batch in sorted(fits.batches):
-        plan = feasible_plan(batch, workers, fits.memory, cluster, zero_stage)
+        spread = feasible_plan(batch, chosen.workers, fits.memory, cluster, chosen.zero_stage)
+        plan = chosen if batch == chosen.global_batch else spread
         if plan is None:
             continue
-        step_s = fit.predict(shape_of(plan, cluster.nodes_of(workers)))
+        step_s = fit.predict(shape_of(plan, cluster.nodes_of(plan.workers)))
         examples_s = fit.per_example_s * plan.micro_batch * plan.accumulation
         costs.append(
             EpochCost(

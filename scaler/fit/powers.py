@@ -1,5 +1,6 @@
 """Whether a micro-batch had better be a power of two on this device."""
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -63,7 +64,28 @@ def _verdict(power: int, neighbours: Estimate, between: Estimate) -> str:
             f"multiples of {_GRAIN} are faster here, powers of two among them no more than others: "
             f"{power - 1} and {power + 1} examples take {neighbours.value - 1:.1%} more"
         )
-    return f"powers of two do not matter here: any size near {power} takes its share of the time, within 2%"
+    if _is_even(neighbours) and _is_even(between):
+        return (
+            f"powers of two do not matter here: any size near {power} takes its share of the time, "
+            f"within {_MATTERS:.0%}"
+        )
+    found = "powers of two are not faster here"
+    if max(neighbours.high or math.inf, between.high or math.inf) > 1 + _MATTERS:
+        found = "not settled whether powers of two are faster here"
+    return (
+        f"{found}: {power - 1} and {power + 1} examples take {_more(neighbours)}, "
+        f"{3 * power // 2} take {_more(between)}"
+    )
+
+
+def _is_even(ratio: Estimate) -> bool:
+    return ratio.is_identified and (ratio.low or 0) >= 1 - _MATTERS and (ratio.high or 0) <= 1 + _MATTERS
+
+
+def _more(ratio: Estimate) -> str:
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.value - 1:+.1%} more (too few rounds for an interval)"
+    return f"{ratio.low - 1:+.1%} to {ratio.high - 1:+.1%} more"
 
 
 def _ratio(over: Floats, under: Floats) -> Estimate:

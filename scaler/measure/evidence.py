@@ -45,6 +45,10 @@ class Evidence:
         spent_s = time.monotonic() - self._started
         return spent_s / self._budget_s if self._budget_s > 0 else math.inf
 
+    def knows(self, task: Task) -> bool:
+        """Whether the task was answered already."""
+        return task.key in self._answers
+
     def ask(self, phase: str, tasks: Sequence[Task], expected: int = 0) -> list[Record]:
         """Give the tasks' records, in their order; those that the budget did not reach are left out.
 

@@ -115,9 +115,11 @@ def measure_powers(evidence: Evidence, fits: MemoryFits, sizes: WorkloadRecord) 
     most = min(fit.largest_measured, sizes.train_examples) if fit is not None else 0
     power = min(2 ** max(0, (most // 2).bit_length() - 1), _LARGEST_POWER)
     request = PowersRequest(power)
-    if power < _SMALLEST_POWER or request.time_limit_s > _POWERS_SHARE * evidence.left_s():
+    task = Task(probe_powers, request)
+    dear = request.time_limit_s > _POWERS_SHARE * evidence.left_s() and not evidence.knows(task)
+    if power < _SMALLEST_POWER or dear:
         return 1
-    found = evidence.ask("throughput", [Task(probe_powers, request)])
+    found = evidence.ask("throughput", [task])
     judged = fit_powers(record for record in found if isinstance(record, PowersRecord))
     return judged.grain if judged is not None else 1
 
@@ -132,7 +134,8 @@ def with_full_devices(
 ) -> list[int]:
     """Add the global batches that fill the devices in one pass, of the fewest and the most workers.
 
-    Their micro-batches are multiples of `grain`; what lies within 10% of another candidate adds nothing.
+    On equal devices their micro-batches are multiples of `grain`. What lies within 10% of another candidate
+    adds nothing.
     """
     found = list(batches)
     for workers in (counts[0], counts[-1]):

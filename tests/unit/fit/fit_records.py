@@ -6,7 +6,14 @@ from scipy import stats
 
 from scaler.batch import BatchPlan
 from scaler.fit.learning_rate import BatchResult
-from scaler.records import ConvergenceRecord, Environment, MemoryRecord, NoiseRecord, ThroughputRecord
+from scaler.records import (
+    ConvergenceRecord,
+    Environment,
+    MemoryRecord,
+    NoiseRecord,
+    PowersRecord,
+    ThroughputRecord,
+)
 
 SEEN = {
     "task": "t",
@@ -37,6 +44,15 @@ def memory(plan: BatchPlan, peak_bytes: float | None, capacity_bytes: int | None
 
 def throughput(plan: BatchPlan, *step_times_s: float, warmup_steps: int = 0) -> ThroughputRecord:
     return ThroughputRecord(**SEEN, plan=plan, step_times_s=step_times_s, warmup_steps=warmup_steps)
+
+
+def powers(power: int, rounds) -> PowersRecord:
+    """`rounds` holds a row of five times for each round, of the sizes in the record's order."""
+    return PowersRecord(
+        **SEEN,
+        micro_batches=(power - 1, power, power + 1, 3 * power // 2, 2 * power),
+        step_times_s=tuple(tuple(map(float, own)) for own in zip(*rounds, strict=True)),
+    )
 
 
 def norms(small_batch: int, big_batch: int, small, big) -> NoiseRecord:

@@ -1,5 +1,6 @@
 """Devices whose memory is known to the byte, and that conceal some of it from the prediction."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from asking import curve
@@ -9,13 +10,17 @@ from scaler.cluster import Cluster, ConcealedBias
 from scaler.fit.memory import fit_memory
 from scaler.fit.traced import TracedFit
 from scaler.probe.memory import MemoryRequest, probe_memory
+from scaler.probe.powers import probe_powers
 from scaler.probe.prediction import PredictionRequest, probe_prediction
+from scaler.probe.throughput import probe_throughput
 from scaler.probe.workload import probe_workload
 from scaler.records import (
     MemoryRecord,
+    PowersRecord,
     PredictedCurve,
     Prediction,
     PredictionRecord,
+    ThroughputRecord,
     WorkloadRecord,
     environment,
     now,
@@ -118,17 +123,49 @@ class Devices:
 
 
 class SimulatedRuntime:
-    """Answers what memory is measured with, on any number of workers."""
+    """Answers what memory and speeds are measured with, on any number of workers."""
 
-    def __init__(self, devices: Devices) -> None:
+    def __init__(
+        self,
+        devices: Devices,
+        rates: Sequence[float] = (),
+        odd: float = 1.0,
+        rank_times: bool = True,
+    ) -> None:
+        """`rates` are examples per second of each rank; passes of odd sizes take `odd` times as long."""
         self.devices, self.workers = devices, devices.cluster.max_workers
+        self._rates, self._odd, self._rank_times = rates, odd, rank_times
 
     def run(self, tasks):
         for task in tasks:
             if task.probe is probe_workload:
                 yield Outcome(task, _sizes(task))
+            elif task.probe is probe_powers:
+                yield Outcome(task, self._powers(task))
+            elif task.probe is probe_throughput:
+                yield Outcome(task, self._throughput(task))
             else:
                 yield Outcome(task, self.devices.measure(task.request.plan))
+
+    def _powers(self, task: Task) -> PowersRecord:
+        power = task.request.power
+        sizes = (power - 1, power, power + 1, 3 * power // 2, 2 * power)
+        times_s = tuple((size * (self._odd if size % 2 else 1.0),) * 20 for size in sizes)
+        return PowersRecord(**_seen(task), micro_batches=sizes, step_times_s=times_s)
+
+    def _throughput(self, task: Task) -> ThroughputRecord:
+        plan = task.request.plan
+        compute_s = tuple(
+            plan.accumulation * entry / rate
+            for entry, rate in zip(plan.micro_batches, self._rates, strict=True)
+        )
+        return ThroughputRecord(
+            **_seen(task),
+            plan=plan,
+            step_times_s=(max(compute_s),) * 20,
+            warmup_steps=0,
+            rank_compute_s=compute_s if self._rank_times else (),
+        )
 
 
 def _sizes(task: Task) -> WorkloadRecord:
