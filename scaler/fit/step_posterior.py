@@ -41,8 +41,8 @@ class StepPriors:
     """Of g - 1."""
     growth: Normal = Normal(0.05, 0.1)
     """Growth of the synchronisation with each doubling of the workers on a node."""
-    node_growth: Normal = Normal(0.05, 0.08)
-    """Growth of the logarithm of its level with each doubling of the nodes."""
+    node_growth: Normal = Normal(0.0, 0.08)
+    """Growth of the logarithm of its level with each doubling of the nodes; the traces need none."""
     growth_spread: float = 0.12
     """Between node counts."""
     level_spread: float = 0.25
