@@ -61,6 +61,8 @@ class WorkloadRecord(Observation):
     parameters: PositiveInt
     batch_statistics: tuple[str, ...]
     """Modules whose output depends on the rest of the micro-batch (BatchNorm)."""
+    spread_matters: bool = False
+    """Whether the workload says that convergence depends on how a batch is spread."""
 
 
 class MemoryRecord(Observation):
@@ -187,6 +189,13 @@ class PowersRecord(Observation):
     """Of each size, a value a round."""
 
 
+class SquaredNorms(Strict):
+    """Squared gradient norms of successive steps: of `small_batch` examples, and of the global batch."""
+
+    small: tuple[float, ...]
+    big: tuple[float, ...]
+
+
 class NoiseRecord(Observation):
     """Squared gradient norms per step: of `small_batch` examples (mean over workers), and of the batch."""
 
@@ -196,6 +205,87 @@ class NoiseRecord(Observation):
     small_batch: PositiveFloat
     small_squared_norms: tuple[float, ...]
     big_squared_norms: tuple[float, ...]
+    groups: dict[str, SquaredNorms] = Field(default_factory=dict)
+    """Of each group of parameters; they add up to the above. Empty where there is one."""
+    preconditioned: SquaredNorms | None = None
+    """Of P G, with P = 1 / (sqrt(v) + eps) of an Adam-like optimizer's previous step; of some steps."""
+    left_out_steps: NonNegativeInt = 0
+    """Steps whose gradients were not finite: an overflow in fp16, or a loss that is nan."""
+
+
+class CostCurve(Strict):
+    """The cost of every step's own batch, before its update, in blocks of steps; the last may be shorter.
+
+    One value a block in every field. Blocks are of one step while there are at most 500.
+    """
+
+    iterations: tuple[PositiveInt, ...]
+    """Steps done at the end of each block."""
+    time_s: tuple[NonNegativeFloat, ...]
+    """Training time until then."""
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    squared_change: tuple[NonNegativeFloat, ...]
+    """Mean squared difference from the step before."""
+    rises: tuple[NonNegativeInt, ...]
+    """Steps whose cost was above the one before."""
+
+
+class Snapshot(Strict):
+    """The weights at one moment of a path: their cost, and where they lie in the plane of all paths."""
+
+    iteration: NonNegativeInt
+    time_s: NonNegativeFloat
+    cost: float | None
+    """Mean loss over the cost sample, dropout off; absent where it is not finite."""
+    x: float
+    y: float
+
+
+class BatchRegime(Strict):
+    """One batch size and rate, trained from the weights that all regimes start from."""
+
+    plan: BatchPlan
+    learning_rate: PositiveFloat
+    rate_factor: PositiveFloat = 1.0
+    """On the rate that square-root scaling gives."""
+    stop: Literal["limit", "deadline", "diverged", "undefined"]
+    """`undefined`: not a single step can be computed; `reason` says why."""
+    reason: str = ""
+    planned_iterations: PositiveInt
+    iterations: NonNegativeInt
+    train_time_s: NonNegativeFloat
+    curve: CostCurve | None = None
+    path: tuple[Snapshot, ...] = ()
+    spans_plane: bool = False
+    """Whether the path took part in choosing the plane: it ended, and below the cost it started from."""
+
+
+class Contour(Strict):
+    """The cost over a grid in the plane: `cost[row][column]` at (`x[column]`, `y[row]`)."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    cost: tuple[tuple[float | None, ...], ...]
+
+
+class RegimesRecord(Observation):
+    """Batch size 1, mini-batches and the full batch side by side, from the same weights."""
+
+    kind: Literal["regimes"] = "regimes"
+    budget_s: PositiveFloat
+    train_examples: PositiveInt
+    data_examples: PositiveInt
+    """Of them, those that were the data of every regime: as many as the full batch."""
+    sample_examples: PositiveInt
+    """Of the data, those over which the cost of snapshots and of the contour is a mean."""
+    parameters: PositiveInt
+    batch_statistics: tuple[str, ...]
+    regimes: tuple[BatchRegime, ...]
+    explained: tuple[float, float] | None = None
+    """Shares of the variance of the paths' weights along the plane's two directions."""
+    contour: Contour | None = None
 
 
 class Evaluation(Strict):
@@ -218,6 +308,8 @@ class ConvergenceRecord(Observation):
     examples: NonNegativeInt
     steps: NonNegativeInt
     curve: tuple[Evaluation, ...]
+    time_limit_s: NonNegativeFloat | None = None
+    """What a deadline gave it, where that ended it."""
 
     @property
     def reached(self) -> bool:
@@ -232,6 +324,49 @@ class ConfirmationRecord(ConvergenceRecord):
     step_times_s: tuple[PositiveFloat, ...]
 
 
+RateRule = Literal["linear", "square root"]
+"""How the learning rate of a branch follows its batch: linear for SGD, the square root for others."""
+
+
+class CheckpointRecord(Observation):
+    """A user's checkpoint that fits the workload."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    examples: NonNegativeInt | None = None
+    """It was trained on, where the file says so."""
+    optimizer_state: bool
+    """Whether the optimizer goes on as it was; one that keeps no state always does."""
+    learning_rate: NonNegativeFloat | None = None
+    """Of the saved optimizer."""
+
+
+class BranchPoint(Strict):
+    """Losses of a branch after so many examples. One that was not finite is absent."""
+
+    examples: NonNegativeInt
+    train_loss: float | None = None
+    """Mean over the steps since the point before."""
+    held_out_loss: float | None
+
+
+class BranchRecord(Observation):
+    """A short stretch of training from a state with a global batch of its own, on the same examples as others."""
+
+    kind: Literal["branch"] = "branch"
+    plan: BatchPlan
+    reference_batch: PositiveInt
+    learning_rate: PositiveFloat
+    rate_rule: RateRule
+    start_examples: NonNegativeInt | None = None
+    """How far the state had got; absent where a user's file does not say."""
+    examples: PositiveInt
+    """Length of the whole stretch."""
+    rewarm_examples: NonNegativeInt = 0
+    held_out_examples: PositiveInt
+    curve: tuple[BranchPoint, ...]
+    final_metric: float | None = None
+
+
 Record = Annotated[
     WorkloadRecord
     | PredictionRecord
@@ -240,7 +375,10 @@ Record = Annotated[
     | PowersRecord
     | NoiseRecord
     | ConvergenceRecord
-    | ConfirmationRecord,
+    | ConfirmationRecord
+    | RegimesRecord
+    | CheckpointRecord
+    | BranchRecord,
     Field(discriminator="kind"),
 ]
 RECORD: TypeAdapter[Record] = TypeAdapter(Record)

@@ -2,8 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -139,16 +139,37 @@ def evaluate(workload: Workload, module: torch.nn.Module, dataset: Any, rank: Ra
         WorkloadError: metric() raises.
         BadInput: the metric is not a number.
     """
+    return agree(
+        rank, average(workload, "metric", module, evaluation_batches(workload, dataset, batch), rank, batch)
+    )
+
+
+def average(
+    workload: Workload,
+    function: Literal["metric", "loss"],
+    module: torch.nn.Module,
+    host_batches: Iterable[Any],
+    rank: Rank,
+    batch: int,
+) -> float:
+    """Average a function of the workload over batches in eval mode, each by its weight; nan if not finite.
+
+    `batch` is the weight of one that does not say how many examples it has.
+
+    Raises:
+        WorkloadError: the function raises.
+        BadInput: it gives no number.
+    """
     total, weights = 0.0, 0.0
     modes = [(child, child.training) for child in module.modules()]
     module.eval()
     with torch.no_grad(), autocast(workload, rank.device.torch_device):
-        for host_batch in evaluation_batches(workload, dataset, batch):
+        for host_batch in host_batches:
             placed = rank.device.put(host_batch)
-            with user_code(workload, "metric"):
-                value = workload.metric(module, placed)
+            with user_code(workload, function):
+                value = getattr(workload, function)(module, placed)
             weight = _weight(workload, host_batch, batch)
-            total += weight * _number(workload, value)
+            total += weight * _number(workload, function, value)
             weights += weight
     for child, mode in modes:
         child.training = mode
@@ -157,8 +178,7 @@ def evaluate(workload: Workload, module: torch.nn.Module, dataset: Any, rank: Ra
             f"workload {workload.name!r}: weight() of the whole evaluation data is {weights:g}",
             hint="weight(batch) returns the denominator of the mean, such as its number of tokens",
         )
-    mean = agree(rank, total / weights)
-    return mean if math.isfinite(mean) else math.nan
+    return total / weights if math.isfinite(total / weights) else math.nan
 
 
 def agree(rank: Rank, value: float) -> float:
@@ -170,15 +190,15 @@ def agree(rank: Rank, value: float) -> float:
     return float(agreed)
 
 
-def _number(workload: Workload, value: Any) -> float:
+def _number(workload: Workload, function: str, value: Any) -> float:
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return float(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     shape = f" of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
     raise BadInput(
-        f"workload {workload.name!r}: metric() returned {type(value).__name__}{shape}",
-        hint="metric(model, batch) returns the batch's mean: one number",
+        f"workload {workload.name!r}: {function}() returned {type(value).__name__}{shape}",
+        hint=f"{function}(model, batch) returns the batch's mean: one number",
     )
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from scaler.engine.data import load_data
@@ -37,7 +38,11 @@ def probe_workload(rank: Rank, workload: Workload, request: WorkloadRequest) -> 
         train_examples=len(load_data(workload, "train_data")),
         eval_examples=len(load_data(workload, "eval_data")),
         parameters=sum(p.numel() for p in module.parameters()),
-        batch_statistics=tuple(
-            name for name, child in module.named_modules() if isinstance(child, _BatchNorm)
-        ),
+        batch_statistics=batch_statistics(module),
+        spread_matters=workload.spread_matters,
     )
+
+
+def batch_statistics(module: torch.nn.Module) -> tuple[str, ...]:
+    """Name the modules whose output depends on the rest of the micro-batch."""
+    return tuple(name for name, child in module.named_modules() if isinstance(child, _BatchNorm))

@@ -1,0 +1,201 @@
+"""Batch size 1, mini-batches and the full batch, trained from the same weights, and the cost around them."""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Subset, TensorDataset
+
+from scaler.batch import BatchPlan
+from scaler.engine.data import load_data, rank_steps
+from scaler.engine.engine import build_module
+from scaler.engine.torch_engine import TorchEngine
+from scaler.errors import BadInput
+from scaler.probe.cost_surface import CostSurface
+from scaler.probe.observation import observation
+from scaler.probe.regime_path import Path, train_path
+from scaler.probe.trajectories import Weights, principal_plane
+from scaler.probe.workload import batch_statistics
+from scaler.records import RegimesRecord
+from scaler.runtime.protocol import Rank
+from scaler.units import format_seconds
+from scaler.workload import Workload
+
+MINI_BATCHES = (64, 128, 256, 512)
+SMALLER_RATE = 0.1  # tried besides at size 1, and where a regime diverges
+
+_EPOCHS, _ITERATIONS = 20, 200  # a regime does so many epochs, and no fewer than so many steps
+_FULL_STEPS = 20  # of the full batch that must fit into a regime's time, else the data is cut
+_FEWEST_EXAMPLES = 128  # that data is cut to
+_FIRST_PASS, _LARGEST_PASS, _PASS_SHARE = 16, 4096, 0.005  # examples, examples, share of the budget
+_TRAINING_SHARE, _COST_SHARE = 0.6, 0.3  # of the budget; the rest is for finding out how fast all is
+_SNAPSHOTS, _STORE_BYTES = 50, 2 * 1024**3  # a path; all together
+_LARGEST_SAMPLE, _FEWEST_SAMPLE = 4096, 64
+_GRID, _FEWEST_GRID = 25, 9
+
+
+@dataclass(frozen=True)
+class RegimesRequest:
+    """Asks for every regime, within about `budget_s`; `seed` gives the weights and the order of examples."""
+
+    budget_s: float
+    seed: int = 0
+
+
+def probe_regimes(rank: Rank, workload: Workload, request: RegimesRequest) -> RegimesRecord:
+    """Train every regime, then take the cost along their paths and on a grid around them.
+
+    Raises:
+        BadInput: there are fewer than two examples, or the budget is too short for any full batch.
+        WorkloadError: a function of the workload raises at a batch larger than 1.
+    """
+    if rank.device.kind != "cuda":
+        workload = dataclasses.replace(workload, precision="fp32")
+    dataset = load_data(workload, "train_data")
+    if len(dataset) < 2:
+        raise BadInput(
+            f"workload {workload.name!r}: train_data() has one example: every batch is the full batch",
+            hint="give two examples or more",
+        )
+    module = build_module(workload, rank, request.seed)
+    parameters = sum(p.numel() for p in module.parameters())
+    largest_pass, example_s = _largest_pass(rank, workload, dataset, request)
+    data = _cut(dataset, example_s, largest_pass, request)
+    with Weights(parameters) as weights:
+        paths = _train(rank, workload, data, largest_pass, weights, request)
+        rows = weights.rows()
+        surface = CostSurface(rank, workload, request.seed)
+        started = time.perf_counter()
+        limit_s = _COST_SHARE * request.budget_s
+        sample = _take_sample(surface, data, rows[0], largest_pass, limit_s / (len(rows) + _GRID**2))
+        before = time.perf_counter()
+        costs = [surface.cost(row) for row in rows]
+        cost_s = (time.perf_counter() - before) / len(rows)
+        spanning = [moment.row for path in paths if path.improves(costs) for moment in path.moments]
+        plane = principal_plane(rows, spanning or range(len(rows)))
+        at = plane.coordinates(rows)
+        points = (started + limit_s - time.perf_counter()) / cost_s
+        side = max(_FEWEST_GRID, min(_GRID, math.isqrt(max(0, int(points)))))
+        return RegimesRecord(
+            **observation(probe_regimes, rank, request),
+            budget_s=request.budget_s,
+            train_examples=len(dataset),
+            data_examples=len(data),
+            sample_examples=sample,
+            parameters=parameters,
+            batch_statistics=batch_statistics(module),
+            regimes=tuple(path.regime(costs, at, path.improves(costs)) for path in paths),
+            explained=plane.explained,
+            contour=surface.contour(plane, at[spanning], side) if spanning else None,
+        )
+
+
+def regime_sizes(examples: int) -> list[int]:
+    """List the batch sizes: mini-batches, the full batch, then 1, since what is left of time is its own."""
+    return [*(size for size in MINI_BATCHES if size < examples), examples, 1]
+
+
+def _train(
+    rank: Rank, workload: Workload, data: Any, largest_pass: int, weights: Weights, request: RegimesRequest
+) -> list[Path]:
+    """Train every regime; each gets an equal share of the time that those before it left."""
+    asked = [(size, 1.0) for size in regime_sizes(len(data))] + [(1, SMALLER_RATE)]
+    ends = time.perf_counter() + _TRAINING_SHARE * request.budget_s
+    snapshots = max(2, min(_SNAPSHOTS, _STORE_BYTES // (4 * weights.parameters * len(asked))))
+    reference = workload.reference
+    paths: list[Path] = []
+    while asked:
+        size, factor = asked.pop(0)
+        rate = reference.learning_rate * math.sqrt(size / reference.global_batch) * factor
+        path = Path(
+            plan=BatchPlan.split(size, 1, largest_pass),
+            learning_rate=float(f"{rate:.4g}"),
+            rate_factor=factor,
+            planned_iterations=max(_ITERATIONS, math.ceil(_EPOCHS * len(data) / size)),
+        )
+        time_limit_s = (ends - time.perf_counter()) / (len(asked) + 1)
+        train_path(path, rank, workload, data, request.seed, weights, snapshots, time_limit_s)
+        paths.append(path)
+        if path.stop == "diverged" and factor == 1.0 and (size, SMALLER_RATE) not in asked:
+            asked.insert(0, (size, SMALLER_RATE))
+        if path.stop == "undefined":
+            asked = [other for other in asked if other[0] != size]
+    return sorted(paths, key=lambda path: (path.plan.global_batch, -path.rate_factor))
+
+
+def _largest_pass(rank: Rank, workload: Workload, dataset: Any, request: RegimesRequest) -> tuple[int, float]:
+    """Double a pass until it is all data, slow or too large: (its examples, seconds an example)."""
+    most = min(len(dataset), _LARGEST_PASS)
+    size, found = min(_FIRST_PASS, most), (0, 0.0)
+    rate = workload.reference.learning_rate
+    engine = TorchEngine(workload, BatchPlan.equal(most, 1, 1), rank, rate, request.seed)
+    while True:
+        batches = rank_steps(workload, dataset, BatchPlan.equal(size, 1, 1), 0, request.seed)
+        try:
+            with rank.device.memory():
+                engine.step(next(batches), 0.0)
+        except torch.OutOfMemoryError:
+            engine.optimizer.zero_grad(set_to_none=True)
+            if found[0] or size == 1:
+                break
+            size //= 2
+            continue
+        started = time.perf_counter()
+        engine.step(next(batches), 0.0)
+        rank.device.synchronize()
+        pass_s = time.perf_counter() - started
+        found = (size, pass_s / size)
+        if size == most or pass_s > _PASS_SHARE * request.budget_s:
+            break
+        size = min(2 * size, most)
+    engine.close()
+    if not found[0]:
+        raise BadInput(
+            f"workload {workload.name!r}: a step of one example does not fit the device's memory",
+            hint="`scaler plan` says what does",
+        )
+    return found
+
+
+def _cut(dataset: Any, example_s: float, largest_pass: int, request: RegimesRequest) -> Any:
+    """Give what is "the data" of every regime: all of it, or so much that full batches fit into the budget.
+
+    The examples are drawn at random; a few may be left out so that passes of one size make up the full batch.
+
+    Raises:
+        BadInput: the budget is too short.
+    """
+    regimes = len(regime_sizes(len(dataset))) + 1
+    share_s = _TRAINING_SHARE * request.budget_s / regimes
+    examples = len(dataset)
+    affordable = int(share_s / _FULL_STEPS / example_s)
+    if affordable < min(examples, _FEWEST_EXAMPLES):
+        need_s = min(examples, _FEWEST_EXAMPLES) * example_s * _FULL_STEPS * regimes / _TRAINING_SHARE
+        raise BadInput(
+            f"a budget of {format_seconds(request.budget_s)} is too short: training on one example takes "
+            f"{format_seconds(example_s)}, and {_FULL_STEPS} steps of the full batch are to fit",
+            hint=f"give --budget {math.ceil(1.5 * need_s)}s, or faster devices",
+        )
+    if affordable < examples:
+        examples = 2 ** int(math.log2(affordable))
+    passes = -(-examples // largest_pass)
+    return _drawn(dataset, examples // passes * passes, request.seed)
+
+
+def _drawn(dataset: Any, examples: int, seed: int) -> Any:
+    """Draw so many examples at random; all of them in an order of chance, so that the first are a sample."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:examples]
+    if isinstance(dataset, TensorDataset):
+        return TensorDataset(*dataset[order])
+    return Subset(dataset, order.tolist())
+
+
+def _take_sample(surface: CostSurface, data: Any, weights: Any, largest_pass: int, each_s: float) -> int:
+    """Choose over how many examples a cost is the mean, so that one takes about `each_s`."""
+    probed = surface.take(data, min(_FEWEST_SAMPLE, len(data)), largest_pass)
+    affordable = int(probed * each_s / surface.cost_time_s(weights))
+    examples = min(len(data), _LARGEST_SAMPLE, max(affordable, _FEWEST_SAMPLE))
+    return surface.take(data, examples, largest_pass)
