@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from scaler.batch import BatchPlan
+from scaler.emulation import EmulatedLink
 from scaler.engine.clock import StepClock
 from scaler.engine.engine import build_module, build_optimizer, forward, loss_scales
 from scaler.records import StepPhase
@@ -17,6 +18,8 @@ from scaler.workload import Workload
 
 Bucket: TypeAlias = dist.GradBucket  # type: ignore[name-defined, attr-defined]
 MeanGradient: TypeAlias = torch.futures.Future[torch.Tensor]
+BucketObserver: TypeAlias = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], None]
+"""Looks at a bucket: its parameters and their gradients."""
 
 
 class GradientObserver(Protocol):
@@ -41,8 +44,8 @@ class TorchEngine:
         self.rank = rank
         self.observer: GradientObserver | None = None
         self.clock: StepClock | None = None
-        self._before: list[Callable[[Bucket], None]] = []
-        self._after: list[Callable[[torch.Tensor], None]] = []
+        self._before: list[BucketObserver] = []
+        self._after: list[BucketObserver] = []
         self._watching = False
         self._finding: list[Any] = []
         self._latest: torch.Tensor | None = None
@@ -117,8 +120,8 @@ class TorchEngine:
 
     def watch_buckets(
         self,
-        before: Callable[[Bucket], None] | None = None,
-        after: Callable[[torch.Tensor], None] | None = None,
+        before: BucketObserver | None = None,
+        after: BucketObserver | None = None,
     ) -> None:
         """Look at each bucket of gradients before it is averaged over the ranks, and at the average."""
         self._before += [before] if before is not None else []
@@ -126,6 +129,11 @@ class TorchEngine:
         if isinstance(self.model, DistributedDataParallel) and not self._watching:
             self.model.register_comm_hook(None, self._reduced)  # DDP takes one for good
             self._watching = True
+
+    @property
+    def loss_scale(self) -> float:
+        """What the gradients are multiplied by until the optimizer's step: 1 but for fp16."""
+        return float(self._scaler.get_scale())
 
     def take_every_step(self) -> None:
         """Start fp16's loss scale at 1: at 65,536 the first steps overflow and are skipped."""
@@ -137,22 +145,9 @@ class TorchEngine:
         del self.model, self.module, self.optimizer, self.observer, self._latest
 
     def _reduced(self, _: object, bucket: Bucket) -> MeanGradient:
-        """Average a bucket of gradients over the ranks, as DDP would."""
-        for look in self._before:
-            look(bucket)
-
-        def looked_at(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
-            mean = future.value()[0]
-            for look in self._after:
-                look(mean)
-            return mean
-
-        gradient = bucket.buffer().div_(self.plan.workers)
-        sent = self.rank.group.allreduce([gradient]).get_future()
-        if self.rank.link is not None:
-            sent = self.rank.link.hold(sent, gradient.nbytes)
-        mean: MeanGradient = sent.then(looked_at)
-        return mean
+        return average_bucket(
+            bucket, self.rank.group, self.plan.workers, self._before, self._after, self.rank.link
+        )
 
     def _came(self, parameter: torch.Tensor) -> None:
         self._latest = parameter
@@ -165,3 +160,30 @@ class TorchEngine:
         if isinstance(self.model, DistributedDataParallel):
             return self.model.no_sync()
         return contextlib.nullcontext()
+
+
+def average_bucket(
+    bucket: Bucket,
+    group: Any,
+    workers: int,
+    before: Sequence[BucketObserver],
+    after: Sequence[BucketObserver],
+    link: EmulatedLink | None = None,
+) -> MeanGradient:
+    """Average a bucket of gradients over the ranks, as DDP would, and show it before and after."""
+    # The bucket is DDP's, and gone when its gradients, views of the buffer, hold the average.
+    looked = (bucket.parameters(), bucket.gradients()) if before or after else ([], [])
+    for look in before:
+        look(*looked)
+
+    def looked_at(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+        for look in after:
+            look(*looked)
+        return future.value()[0]
+
+    gradient = bucket.buffer().div_(workers)
+    sent = group.allreduce([gradient]).get_future()
+    if link is not None:
+        sent = link.hold(sent, gradient.nbytes)
+    mean: MeanGradient = sent.then(looked_at)
+    return mean

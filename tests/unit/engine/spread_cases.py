@@ -1,5 +1,6 @@
 """Training of known steps under any spread, in this process or as one of two ranks: FOLDER RANK."""
 
+import dataclasses
 import functools
 import sys
 from datetime import timedelta
@@ -76,10 +77,15 @@ def workload(loss=by_example, weight=None, optimizer=sgd, **fields) -> Workload:
     return Workload(**(defaults | fields))
 
 
+def adam(parameters, learning_rate):
+    return torch.optim.Adam(parameters, lr=learning_rate / 10)
+
+
 WORKLOADS = {
     "examples": workload(),
     "tokens": workload(by_token, weight=lambda batch: batch[2].sum()),
     "momentum": workload(optimizer=momentum),
+    "adam": workload(optimizer=adam),
 }
 TWO_RANKS = {
     "equal": BatchPlan.equal(32, 1, 2),
@@ -88,7 +94,7 @@ TWO_RANKS = {
     "very unequal": BatchPlan(micro_batches=(57, 7)),
     "unequal, accumulating": BatchPlan(micro_batches=(25, 7), accumulation=2),
 }
-NOISE_PLANS = {"equal": TWO_RANKS["equal"], "accumulating": TWO_RANKS["accumulating"]}
+NOISE_PLANS = {spread: TWO_RANKS[spread] for spread in ("equal", "accumulating", "very unequal")}
 CONVERGENCE = ConvergenceRequest(TWO_RANKS["equal"], 0.2, 100, 1024, seed=5)
 
 
@@ -112,7 +118,8 @@ def train(
         parameters.append(flat(engine.module))
     found = {"parameters": torch.stack(parameters), "losses": losses}
     if norms is not None:
-        found["norms"] = norms.squared_norms()
+        found["norms"] = dataclasses.asdict(norms.collect())
+        found["groups"] = norms.squares.names
         found["small_batch"] = norms.small_batch
     engine.close()
     return found
@@ -162,7 +169,7 @@ def main(folder: Path, number: int) -> None:
         for spread, plan in TWO_RANKS.items()
     }
     for spread, plan in NOISE_PLANS.items():
-        found["noise", spread] = train(WORKLOADS["momentum"], plan, rank, observe=True)
+        found["noise", spread] = train(WORKLOADS["adam"], plan, rank, observe=True)
         found["measured", spread] = train(WORKLOADS["momentum"], plan, rank, clock=StepClock())
     apart = Rank(number, 2, rank.device, rank.group, node=f"machine {number}")
     for spread, where in (("equal", rank), ("accumulating", apart)):

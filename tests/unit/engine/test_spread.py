@@ -155,63 +155,89 @@ def test_a_rank_that_runs_out_of_memory_leaves_no_peer_waiting(folder, ranks):
 # Gradient norms
 
 
-def by_hand(plan, parts, learning_rate=0.2):
-    """Train as the momentum workload does, with each part's and the whole batch's squared gradient norm."""
-    workload = WORKLOADS["momentum"]
+def by_hand(parts, weights):
+    """Train as the Adam workload does; give what the norms of parts and of the whole batch should be.
+
+    [steps][groups], the mean over parts weighted by `weights`; the preconditioned ones of the second step.
+    """
+    workload = WORKLOADS["adam"]
     torch.manual_seed(7)
     net = workload.model()
     parameters = list(net.parameters())
-    optimizer = workload.optimizer(parameters, learning_rate)
-    whole = BatchPlan.equal(plan.global_batch, 1, 1)
-    batches = rank_steps(workload, load_train_data(workload, plan.global_batch), whole, 0, seed=11)
+    optimizer = workload.optimizer(parameters, 0.2)
+    batches = rank_steps(workload, load_train_data(workload, 64), BatchPlan.equal(64, 1, 1), 0, seed=11)
     small, big = [], []
-    for _ in range(STEPS):
+    for step in range(STEPS):
         x, y, _ = next(batches)[0]
-        squares = []
-        for part in parts:
-            gradients = torch.autograd.grad(F.mse_loss(net(x[part]).squeeze(2), y[part]), parameters)
-            squares.append(sum(float(g.square().sum()) for g in gradients))
-        small.append(sum(squares) / len(squares))
-        optimizer.zero_grad()
-        F.mse_loss(net(x).squeeze(2), y).backward()
-        big.append(sum(float(p.grad.square().sum()) for p in parameters))
+
+        def gradients(examples, x=x, y=y):
+            return torch.autograd.grad(F.mse_loss(net(x[examples]).squeeze(2), y[examples]), parameters)
+
+        whole = gradients(slice(0, 64))
+        squares = [norms(gradients(part)) for part in parts]
+        small.append([sum(w * s[n] for w, s in zip(weights, squares, strict=True)) for n in range(2)])
+        big.append(norms(whole))
+        if step == 1:
+            scales = [scale(optimizer.state[p]) for p in parameters]
+            own = [sum(norms(gradients(part), scales)) for part in parts]
+            pair = sum(w * s for w, s in zip(weights, own, strict=True)), sum(norms(whole, scales))
+        for parameter, gradient in zip(parameters, whole, strict=True):
+            parameter.grad = gradient
         optimizer.step()
-    return tuple(small), tuple(big)
+    return small, big, pair
+
+
+def norms(gradients, scales=(1.0,) * 4):
+    """Of both layers, weight and bias each."""
+    squares = [float((g * s).square().sum()) for g, s in zip(gradients, scales, strict=True)]
+    return [squares[0] + squares[1], squares[2] + squares[3]]
+
+
+def scale(state, beta=0.999, eps=1e-8):
+    return 1 / ((state["exp_avg_sq"] / (1 - beta ** state["step"])).sqrt() + eps)
+
+
+def held_to(found, expected):
+    small, big, pair = expected
+    assert found["groups"] == ("0 (Linear)", "2 (Linear)")
+    assert np.array(found["norms"]["small"]) == pytest.approx(np.array(small), rel=1e-3)
+    assert np.array(found["norms"]["big"]) == pytest.approx(np.array(big), rel=1e-3)
+    assert found["norms"]["preconditioned"] == [pytest.approx(pair, rel=1e-3)]
+    assert found["norms"]["left_out_steps"] == 0
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
 def test_norms_on_one_rank_are_of_the_first_pass_and_the_whole(accumulation):
     plan = BatchPlan.equal(64 // accumulation, accumulation, 1)
-    found = train(WORKLOADS["momentum"], plan, alone(), observe=True)
-    small, big = by_hand(plan, [slice(0, 64 // accumulation)])
+    found = train(WORKLOADS["adam"], plan, alone(), observe=True)
     assert found["small_batch"] == 64 // accumulation
-    assert found["norms"][0] == pytest.approx(small, rel=1e-4)
-    assert found["norms"][1] == pytest.approx(big, rel=1e-4)
+    held_to(found, by_hand([slice(0, 64 // accumulation)], [1]))
 
 
 @pytest.mark.parametrize(
-    ("spread", "parts"),
+    ("spread", "parts", "small_batch"),
     [
-        ("equal", [slice(0, 32), slice(32, 64)]),
+        ("equal", [slice(0, 32), slice(32, 64)], 32),
         # Each pass takes 16 examples of each rank in turn.
-        ("accumulating", [[*range(16), *range(32, 48)], [*range(16, 32), *range(48, 64)]]),
+        ("accumulating", [[*range(16), *range(32, 48)], [*range(16, 32), *range(48, 64)]], 32),
+        ("very unequal", [slice(0, 57), slice(57, 64)], (57**2 + 7**2) / 64),
     ],
 )
-def test_norms_on_two_ranks_are_of_each_rank_and_the_whole(ranks, spread, parts):
-    small, big = by_hand(NOISE_PLANS[spread], parts)
+def test_norms_on_two_ranks_are_of_each_rank_and_the_whole(ranks, spread, parts, small_batch):
+    squares = np.array(TWO_RANKS[spread].micro_batches) ** 2
+    expected = by_hand(parts, squares / squares.sum())
     for rank in ranks:
-        assert rank["noise", spread]["small_batch"] == 32
-        assert rank["noise", spread]["norms"][0] == pytest.approx(small, rel=1e-4)
-        assert rank["noise", spread]["norms"][1] == pytest.approx(big, rel=1e-4)
+        assert rank["noise", spread]["small_batch"] == pytest.approx(small_batch)
+        held_to(rank["noise", spread], expected)
 
 
 def test_observing_changes_nothing(ranks):
     plan = BatchPlan.equal(32, 2, 1)
-    observed = train(WORKLOADS["momentum"], plan, alone(), observe=True)
-    assert torch.equal(observed["parameters"], train(WORKLOADS["momentum"], plan, alone())["parameters"])
+    observed = train(WORKLOADS["adam"], plan, alone(), observe=True)
+    assert torch.equal(observed["parameters"], train(WORKLOADS["adam"], plan, alone())["parameters"])
     for rank in ranks:
         for spread in NOISE_PLANS:
-            assert same(rank["noise", spread]["parameters"], rank["momentum", spread]["parameters"])
+            assert same(rank["noise", spread]["parameters"], rank["adam", spread]["parameters"])
 
 
 # Step times
@@ -242,5 +268,5 @@ def test_the_steps_of_two_ranks_are_split_into_phases(ranks, spread, nodes):
 
 def test_one_gradient_a_step_says_nothing_of_noise():
     engine = open_engine(WORKLOADS["examples"], BatchPlan.equal(64, 1, 1), alone(), 0.1, 0)
-    with pytest.raises(BadInput, match=r"two equal parts of a step; 64 \(micro-batch\)"):
+    with pytest.raises(BadInput, match=r"two parts of a step; 64 \(micro-batch\)"):
         GradientNorms(engine)

@@ -259,7 +259,7 @@ def test_noise_keeps_both_norms_of_every_step(tiny, ask):
 
 @pytest.mark.parametrize(
     ("plan", "why"),
-    [(BatchPlan.equal(8, 1, 1), "two equal parts"), (BatchPlan.equal(4, 2, 1, zero_stage=2), "ZeRO")],
+    [(BatchPlan.equal(8, 1, 1), "two parts of a step"), (BatchPlan.equal(4, 2, 1, zero_stage=2), "ZeRO")],
 )
 def test_noise_refuses_a_plan_that_shows_one_gradient_or_shards_it(tiny, rank, plan, why):
     with pytest.raises(BadInput, match=why):
