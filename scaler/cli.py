@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tune(commands)
     _add_plan(commands)
     _add_recommend(commands)
+    _add_regimes(commands)
     _add_report(commands)
     _add_fit(commands)
     return parser
@@ -162,6 +163,31 @@ def _add_recommend(commands: Any) -> None:
     recommend.set_defaults(run=_recommend)
 
 
+def _add_regimes(commands: Any) -> None:
+    regimes = commands.add_parser(
+        "regimes",
+        help="batch size 1, mini-batches and the full batch side by side, in pictures",
+        allow_abbrev=False,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    regimes.add_argument("workload", metavar="WORKLOAD", help=_WORKLOAD_HELP)
+    regimes.add_argument(
+        "--cluster", metavar="FILE", help="train on one of its workers (default: this process, on the CPU)"
+    )
+    regimes.add_argument("--out", default="REGIMES", metavar="RUN", help="run folder (default: REGIMES)")
+    again = regimes.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="use what the out folder holds already")
+    again.add_argument("--force", action="store_true", help="overwrite the run in the out folder")
+    regimes.add_argument("--budget", metavar="TIME", help="about how long it takes (default: 1m)")
+    regimes.add_argument(
+        "--address", metavar="ADDRESS", help="Ray cluster (default: RAY_ADDRESS, or start one)"
+    )
+    regimes.add_argument("--local", action="store_true", help="in this process, without Ray")
+    regimes.add_argument("--json", action="store_true", help="print what was found as JSON")
+    regimes.set_defaults(run=_regimes)
+
+
 def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="write a run's HTML page again", allow_abbrev=False)
     report.add_argument("folder", metavar="RUN", help="run folder")
@@ -183,6 +209,29 @@ def _add_fit(commands: Any) -> None:
     step_time.add_argument("--at", required=True, metavar="ASKED.csv", help="what to predict")
     step_time.add_argument("--json", action="store_true", help="print the predictions as JSON")
     step_time.set_defaults(run=_fit_step_time)
+    steps = what.add_parser(
+        "steps",
+        help="examples to target at other batches, and the critical batch",
+        allow_abbrev=False,
+        description="KNOWN has the columns global_batch, seed and examples (until the target, in any unit of "
+        "data), a row for each run, and may have reached (0: the run ended before the target). ASKED has "
+        "global_batch, and may have n_seeds (fresh runs whose mean is predicted).",
+    )
+    steps.add_argument("known", metavar="KNOWN.csv", help="what was measured, a row for each run")
+    steps.add_argument("--at", required=True, metavar="ASKED.csv", help="what to predict")
+    steps.add_argument("--json", action="store_true", help="print the predictions as JSON")
+    steps.set_defaults(run=_fit_steps)
+    rates = what.add_parser(
+        "learning-rate",
+        help="the best learning rate at other batches, and how it grows",
+        allow_abbrev=False,
+        description="KNOWN has the columns global_batch, learning_rate and loss (less is better; empty, nan or "
+        "inf: diverged), a row for each run, and may have seed. ASKED has global_batch.",
+    )
+    rates.add_argument("known", metavar="KNOWN.csv", help="what was measured, a row for each run")
+    rates.add_argument("--at", required=True, metavar="ASKED.csv", help="what to predict")
+    rates.add_argument("--json", action="store_true", help="print the predictions as JSON")
+    rates.set_defaults(run=_fit_learning_rate)
 
 
 def _no_command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -283,6 +332,38 @@ def _recommend(options: argparse.Namespace) -> None:
     print(f"\nnext: scaler report {options.folder}", file=sys.stderr)
 
 
+def _regimes(options: argparse.Namespace) -> None:
+    from scaler.cluster import Cluster
+    from scaler.launch import LaunchConfig
+    from scaler.pipeline import compare_regimes
+    from scaler.report.progress import TerminalProgress
+    from scaler.report.regime_answer import print_regimes, regimes_data
+    from scaler.schema import parse
+
+    here = Cluster(name="this process", workers=(1, 1), kind="cpu")
+    launch = parse(
+        LaunchConfig,
+        {
+            "workload": options.workload,
+            "cluster": Cluster.load(options.cluster) if options.cluster else here,
+            "storage_path": options.out,
+            "budget": options.budget,
+            "runtime": "ray" if options.cluster and not options.local else "local",
+            "address": options.address,
+        },
+        "command line",
+    )
+    with TerminalProgress() as progress:
+        found = compare_regimes(launch, resume=options.resume, force=options.force, progress=progress)
+    if options.json:
+        print(json.dumps(regimes_data(found, options.workload), indent=2))
+    else:
+        print_regimes(found)
+    print(f"\nreport: {Path(options.out) / 'regimes.html'}", file=sys.stderr)
+    cluster = options.cluster or "FILE"
+    print(f"next: scaler tune {options.workload} --cluster {cluster}", file=sys.stderr)
+
+
 def _report(options: argparse.Namespace) -> None:
     from scaler.pipeline import report
 
@@ -293,11 +374,28 @@ def _fit_step_time(options: argparse.Namespace) -> None:
     from scaler.fit.bring import fit_step_time_table
     from scaler.report.brought import print_step_times
 
-    answer = fit_step_time_table(options.known, options.at)
-    if options.json:
+    _show_brought(fit_step_time_table(options.known, options.at), options.json, print_step_times)
+
+
+def _fit_steps(options: argparse.Namespace) -> None:
+    from scaler.fit.bring_steps import fit_steps_table
+    from scaler.report.brought import print_steps
+
+    _show_brought(fit_steps_table(options.known, options.at), options.json, print_steps)
+
+
+def _fit_learning_rate(options: argparse.Namespace) -> None:
+    from scaler.fit.bring_rates import fit_learning_rate_table
+    from scaler.report.brought import print_learning_rates
+
+    _show_brought(fit_learning_rate_table(options.known, options.at), options.json, print_learning_rates)
+
+
+def _show_brought(answer: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    if as_json:
         print(json.dumps(answer.model_dump(mode="json"), indent=2))
     else:
-        print_step_times(answer)
+        show(answer)
     print("\nnext: scaler tune WORKLOAD --cluster FILE measures them itself", file=sys.stderr)
 
 

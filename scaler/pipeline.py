@@ -1,4 +1,4 @@
-"""tune() and recommend(): the whole flow on one page."""
+"""tune(), recommend() and compare_regimes(): the whole flow on one page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +8,20 @@ from scaler.decide.config import BatchConfig
 from scaler.decide.decide import decide, with_confirmation
 from scaler.decide.sweep import with_sweep
 from scaler.errors import BadInput, Interrupted, ScalerError
+from scaler.fit.regimes import RegimesFit, fit_regimes
 from scaler.launch import LaunchConfig
 from scaler.measure.evidence import Evidence, Progress
 from scaler.measure.stages import confirm, measure, measure_plans
+from scaler.probe.regimes import RegimesRequest, probe_regimes
+from scaler.records import RegimesRecord
 from scaler.report.html import render
+from scaler.report.regime_answer import render_regimes
 from scaler.runs import RunFolder
-from scaler.runtime.protocol import Runtime
+from scaler.runtime.protocol import Runtime, Task
 from scaler.schema import write_atomically
 from scaler.workload import Workload, load_workload
+
+REGIMES_BUDGET_S = 60.0
 
 
 def tune(
@@ -54,12 +60,43 @@ def tune(
     except KeyboardInterrupt:
         raise _interrupted(run, launch) from None
     except ScalerError as error:
-        if notes := getattr(error, "__notes__", []):
-            run.fault_log.write_text("\n".join(notes), encoding="utf-8")
+        _keep_trace(run, error)
         raise
     config = with_confirmation(config, run.records())
     _write(run, config)
     return config
+
+
+def compare_regimes(
+    launch: LaunchConfig,
+    *,
+    workload: Workload | None = None,
+    runtime: Runtime | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> RegimesFit:
+    """Train with batch size 1, mini-batches and the full batch, and show them side by side.
+
+    launch.yaml, records.jsonl and regimes.html are written to `launch.storage_path`. It takes about the
+    launch's budget, by default a minute.
+
+    Raises:
+        BadInput: the workload, the cluster or the out folder is wrong, or the budget too short.
+        ClusterFailed: the workers are lost.
+    """
+    workload = workload or load_workload(launch.workload)
+    run = _open_run(launch, resume, force)
+    task = Task(probe_regimes, RegimesRequest(launch.budget_s or REGIMES_BUDGET_S))
+    try:
+        with runtime or open_runtime(launch, workload) as ranks:
+            (record,) = Evidence(ranks, run, None, progress).ask("regimes", [task])
+    except ScalerError as error:
+        _keep_trace(run, error)
+        raise
+    assert isinstance(record, RegimesRecord)
+    write_atomically(run.regimes_report, render_regimes(record, workload.name))
+    return fit_regimes(record)
 
 
 def recommend(
@@ -95,12 +132,19 @@ def run_cluster(run: str | Path) -> Cluster:
 
 
 def report(run: str | Path) -> Path:
-    """Write report.html again from the run folder; returns its path.
+    """Write the pages of a run again, report.html and regimes.html; returns the path of the main one.
 
     Raises:
         BadInput: there is no run, or nothing was measured yet.
     """
     folder = RunFolder.open(run)
+    records = folder.records()
+    compared = [record for record in records if isinstance(record, RegimesRecord)]
+    if compared:
+        name = LaunchConfig.load(folder.launch).workload
+        write_atomically(folder.regimes_report, render_regimes(compared[-1], name))
+    if compared and len(compared) == len(records):
+        return folder.regimes_report
     _write(folder, recommend(run))
     return folder.report
 
@@ -149,6 +193,11 @@ def _write(run: RunFolder, config: BatchConfig) -> None:
     records = run.records()
     write_atomically(run.batch_config, config.to_yaml())
     write_atomically(run.report, render(config, records))
+
+
+def _keep_trace(run: RunFolder, error: ScalerError) -> None:
+    if notes := getattr(error, "__notes__", []):
+        run.fault_log.write_text("\n".join(notes), encoding="utf-8")
 
 
 def _interrupted(run: RunFolder, launch: LaunchConfig) -> Interrupted:

@@ -216,7 +216,7 @@ class NoiseRecord(Observation):
 class CostCurve(Strict):
     """The cost of every step's own batch, before its update, in blocks of steps; the last may be shorter.
 
-    One value a block in every field. Blocks are of one step while there are at most 500.
+    One value a block in every field. The first 250 blocks are of one step, the others of equal length.
     """
 
     iterations: tuple[PositiveInt, ...]
@@ -325,7 +325,7 @@ class ConfirmationRecord(ConvergenceRecord):
 
 
 RateRule = Literal["linear", "square root"]
-"""How the learning rate of a branch follows its batch: linear for SGD, the square root for others."""
+"""How the learning rate of a branch follows its batch."""
 
 
 class CheckpointRecord(Observation):
@@ -340,17 +340,8 @@ class CheckpointRecord(Observation):
     """Of the saved optimizer."""
 
 
-class BranchPoint(Strict):
-    """Losses of a branch after so many examples. One that was not finite is absent."""
-
-    examples: NonNegativeInt
-    train_loss: float | None = None
-    """Mean over the steps since the point before."""
-    held_out_loss: float | None
-
-
 class BranchRecord(Observation):
-    """A short stretch of training from a state with a global batch of its own, on the same examples as others."""
+    """A short stretch of training from a state; branches with one seed see the same examples in one order."""
 
     kind: Literal["branch"] = "branch"
     plan: BatchPlan
@@ -360,10 +351,14 @@ class BranchRecord(Observation):
     start_examples: NonNegativeInt | None = None
     """How far the state had got; absent where a user's file does not say."""
     examples: PositiveInt
-    """Length of the whole stretch."""
+    """Length of the stretch."""
     rewarm_examples: NonNegativeInt = 0
+    points: PositiveInt
+    """Equal parts of the stretch."""
+    losses: tuple[float | None, ...]
+    """Mean training loss of each part; ends with the first that is not finite."""
     held_out_examples: PositiveInt
-    curve: tuple[BranchPoint, ...]
+    held_out_loss: float | None = None
     final_metric: float | None = None
 
 

@@ -1,4 +1,4 @@
-"""The run folder: launch.yaml, records.jsonl (append-only), batch-config.yaml, report.html."""
+"""The run folder: launch.yaml, records.jsonl (append-only), batch-config.yaml, report.html, regimes.html."""
 
 from pathlib import Path
 
@@ -7,7 +7,14 @@ from pydantic import ValidationError
 from scaler.errors import BadInput
 from scaler.records import RECORD, Record
 
-_FILES = ("launch.yaml", "records.jsonl", "batch-config.yaml", "report.html", "fault.log")
+_FILES = (
+    "launch.yaml",
+    "records.jsonl",
+    "batch-config.yaml",
+    "report.html",
+    "fault.log",
+    "regimes.html",
+)
 
 
 class RunFolder:
@@ -15,9 +22,14 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.launch, self.records_file, self.batch_config, self.report, self.fault_log = (
-            path / name for name in _FILES
-        )
+        (
+            self.launch,
+            self.records_file,
+            self.batch_config,
+            self.report,
+            self.fault_log,
+            self.regimes_report,
+        ) = (path / name for name in _FILES)
 
     @classmethod
     def create(cls, path: str | Path, force: bool = False) -> "RunFolder":

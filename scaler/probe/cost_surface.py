@@ -1,7 +1,6 @@
 """The cost of given weights, and of a grid of them."""
 
 import math
-import time
 from typing import Any
 
 import numpy as np
@@ -51,13 +50,6 @@ class CostSurface:
         vector = torch.tensor(weights, device=self._rank.device.torch_device)
         vector_to_parameters(vector, self._module.parameters())
         return average(self._workload, "loss", self._module, self._batches, self._rank, self._pass)
-
-    def cost_time_s(self, weights: NDArray[np.float32]) -> float:
-        """Time one cost, the second of two."""
-        self.cost(weights)
-        started = time.perf_counter()
-        self.cost(weights)
-        return time.perf_counter() - started
 
     def contour(self, plane: Plane, paths: Floats, side: int) -> Contour | None:
         """Compute the cost on `side` x `side` points of the plane around `paths`, [rows, 2].

@@ -19,7 +19,7 @@ from scaler.records import BatchRegime, CostCurve, Snapshot
 from scaler.runtime.protocol import Rank
 from scaler.workload import Workload
 
-BLOCKS = 500  # of a curve, at most
+SINGLE_STEPS, BLOCKS = 250, 250  # of a curve: the first steps one by one, then so many blocks at most
 _ONE_VALUE = "more than 1 value per channel"  # torch's words where BatchNorm meets a single value
 
 
@@ -142,11 +142,12 @@ def snapshot_iterations(planned: int, snapshots: int) -> set[int]:
 
 
 def thinned(costs: Sequence[float], times_s: Sequence[float]) -> CostCurve:
-    """Put costs, and the training time after each, into at most 500 blocks that keep what noise there is."""
+    """Keep 250 costs, and the training time after each; put the others into at most 250 blocks."""
     values = np.asarray(costs)
     changes = np.diff(values, prepend=values[0])
-    block = -(-len(values) // BLOCKS)
-    starts = np.arange(0, len(values), block)
+    block = max(1, -(-(len(values) - SINGLE_STEPS) // BLOCKS))
+    single = np.arange(min(SINGLE_STEPS, len(values)))
+    starts = np.concatenate([single, np.arange(SINGLE_STEPS, len(values), block)])
     ends = np.append(starts[1:], len(values))
 
     def per_block(numbers: Floats) -> Floats:

@@ -13,11 +13,12 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from scaler.report.figure import Axis, Figure, Level, Point, Series
+from scaler.report.figure import Axis, Figure, Level, Point, Series, Surface
 from scaler.report.ticks import spread_ticks, tick_label
 
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe & Ito
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # Okabe & Ito
 _MARKERS = "osD^vPX"
+_LEVELS = 14  # of a contour
 _INK, _GRID = "#333333", "#e4e4e4"
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -42,6 +43,8 @@ def draw(figure: Figure) -> str:
         FigureCanvasSVG(canvas)
         axes = canvas.add_subplot()
         colours = _colours(figure)
+        if figure.surface is not None:
+            _draw_surface(axes, figure.surface)
         for series in figure.series:
             _draw_series(axes, series, colours[series.group])
         if figure.level is not None:
@@ -60,13 +63,31 @@ def _colours(figure: Figure) -> list[str]:
     return list(itertools.islice(_PALETTE, figure.groups))
 
 
+def _draw_surface(axes: Axes, surface: Surface) -> None:
+    """Draw contours whose levels are steps of one factor, a number on each; None counts as the highest."""
+    heights = np.array(surface.height, dtype=float)  # None is nan
+    heights = np.where(np.isnan(heights), np.nanmax(heights), heights)
+    if heights.min() <= 0 or heights.min() == heights.max():
+        levels = np.linspace(heights.min(), heights.max(), _LEVELS)
+    else:
+        levels = np.geomspace(heights.min(), heights.max(), _LEVELS)
+    shown = dict.fromkeys(float(f"{level:.2g}") for level in levels[1:-1])
+    lines = axes.contour(
+        surface.x, surface.y, heights, levels=list(shown), colors="#9a9a9a", linewidths=0.7, zorder=1
+    )
+    axes.clabel(lines, fontsize=7, fmt="%g", colors="#6a6a6a")
+
+
 def _draw_series(axes: Axes, series: Series, colour: str) -> None:
     x, y = [p.x for p in series.points], [p.y for p in series.points]
-    if series.kind == "curve":
+    if series.kind == "path":
+        axes.plot(x[-1:], y[-1:], color=colour, marker="o", markersize=8, markeredgecolor="white", zorder=5)
+    if series.kind in ("curve", "noisy"):
         band = [p for p in series.points if p.low is not None and p.high is not None]
         if band:
             low, high = [p.low or 0.0 for p in band], [p.high or 0.0 for p in band]
-            axes.fill_between([p.x for p in band], low, high, color=colour, alpha=0.15, linewidth=0)
+            alpha = 0.15 if series.kind == "curve" else 0.12
+            axes.fill_between([p.x for p in band], low, high, color=colour, alpha=alpha, linewidth=0)
     else:
         _error_bars(axes, series.points, colour)
     axes.plot(x, y, **_line_style(series, colour))
@@ -78,6 +99,14 @@ def _line_style(series: Series, colour: str) -> dict[str, Any]:
         return {"color": colour, "linewidth": 1.5, "zorder": 2}
     if series.kind == "trace":
         return {"color": colour, "linewidth": 1.3, "marker": marker, "markersize": 2.5, "zorder": 3}
+    if series.kind == "noisy":
+        return {"color": colour, "linewidth": 0.7, "alpha": 0.3, "zorder": 1}
+    if series.kind == "path":
+        # Paths that lie on one another show as nested lines.
+        width = max(1.0, 3.4 - 0.4 * series.group)
+        return {"color": colour, "linewidth": width, "marker": ".", "markersize": width + 3, "zorder": 3}
+    if series.kind == "start":
+        return {"color": _INK, "linestyle": "none", "marker": "*", "markersize": 13, "zorder": 6}
     if series.kind == "line":
         return {"color": colour, "linewidth": 1.5, "marker": marker, "markersize": 4.5, "zorder": 3}
     marks: dict[str, Any] = {"linestyle": "none", "color": colour, "marker": marker, "zorder": 4}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Unit = Literal["examples", "seconds", "bytes", "plain"]
-Kind = Literal["points", "line", "trace", "curve", "pale", "failed"]
+Kind = Literal["points", "line", "trace", "curve", "pale", "failed", "noisy", "path", "start"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Series:
 
     `points` are marks, `line` are marks in order, `trace` is one run over time, `curve` is a fit (with a band
     where its points have an interval), `pale` is background evidence, `failed` is where a measurement did not
-    succeed.
+    succeed, `noisy` is every sample (with its range where several make one point), `path` goes through a
+    plane and ends in a mark, `start` is where paths begin.
     Series of one `group` share a colour. An empty label stays out of the legend.
     """
 
@@ -54,6 +55,15 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Surface:
+    """A height over the plane, drawn as contours: `height[row][column]`, None where not finite."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    height: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True)
 class Figure:
     """One figure with its finding."""
 
@@ -67,6 +77,7 @@ class Figure:
     level: Level | None = None
     ordered: bool = False
     """Whether the groups are steps of one quantity, and colours should say so."""
+    surface: Surface | None = None
 
     @property
     def groups(self) -> int:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import resources
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from scaler.decide.config import Answer, BatchConfig
@@ -47,7 +47,7 @@ def render(config: BatchConfig, records: list[Record], target: tuple[float, str]
     """
     target = target or _recorded_target(records)
     figures = build_figures(config, records, target)
-    return _template().render(
+    return load_template("page.html").render(
         config=config,
         sentence=answer_sentence(config),
         confirmed=confirmation_sentence(config),
@@ -73,19 +73,24 @@ def render(config: BatchConfig, records: list[Record], target: tuple[float, str]
         absent=figures.absent,
         findings=_findings(config, records),
         kinds=sorted(Counter(record.kind for record in records).items()),
-        taken=_taken(records),
-        environments=_environments(records),
+        taken=taken_words(records),
+        environments=environments(records),
         methods=_methods(config),
     )
 
 
 @functools.cache
-def _template() -> Template:
-    source = resources.files("scaler.report").joinpath("page.html").read_text(encoding="utf-8")
+def load_template(name: str) -> Template:
+    """Load a page of this package; every value put into it is escaped."""
+    folder = resources.files("scaler.report")
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(source)
+    return environment.get_template(name)
 
 
 def _recorded_target(records: Iterable[Record]) -> tuple[float, str] | None:
@@ -182,13 +187,14 @@ def _ratio(ratio: float | None) -> str:
     return NOT_MEASURED if ratio is None else f"{format_count(ratio)} x"
 
 
-def _taken(records: Sequence[Record]) -> str:
+def taken_words(records: Sequence[Record]) -> str:
+    """Say when the first and the last record were taken."""
     times = sorted(record.taken_at for record in records)
     ends = dict.fromkeys(f"{time:%Y-%m-%d %H:%M}" for time in (*times[:1], *times[-1:]))
     return f"{' to '.join(ends)} UTC" if ends else ""
 
 
-def _environments(records: Iterable[Record]) -> Lines:
+def environments(records: Iterable[Record]) -> Lines:
     """List the distinct machines and versions as (device, machine, versions, records)."""
     seen: Counter[tuple[str, str, str]] = Counter()
     for record in records:

@@ -39,7 +39,7 @@ COMMANDS = {
 def test_the_pages_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     called: list[str] = []
-    for name in ("_tune", "_plan", "_recommend", "_report", "_fit_step_time"):
+    for name in ("_tune", "_plan", "_recommend", "_regimes", "_report", "_fit_step_time", "_fit_steps"):
         monkeypatch.setattr(f"scaler.cli.{name}", lambda options: called.append(str(options)))
     assert main(command.split()) == 0 and called
 
