@@ -1,95 +1,290 @@
-"""Examples to target against the global batch."""
+"""Examples to target against the global batch: what runs of some batches say of any."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import least_squares
-from scipy.stats import t as student
+from scipy import stats
 
+from scaler.fit.batch_curve import CurvePriors, Curves
 from scaler.fit.learning_rate import BatchResult
-from scaler.schema import Strict
-from scaler.stats import CONFIDENCE, Estimate, log_estimate
+from scaler.stats import CONFIDENCE, Estimate, Floats
 
-_METHOD = "E_min (1 + B / B_crit), least squares on the log scale; t"
-_IDENTIFIED = np.log(10.0)  # half-width of log B_crit's interval beyond which the curve has not bent
+_METHOD = "mean of curves by their evidence; mixture of t on the log scale"
+_ROUNDS = 6  # of what censored runs would have needed
+_NO_WORD = 1e4  # variance of what says nothing
+_NEGLIGIBLE = 1e-5  # weight of a curve over the likeliest one's
+_DRAWS = 4000
+_HARDLY, _SURELY = 0.1, 0.05  # a bend of less than this is none; the probability of it that is tolerated
+_WIDEST = 100.0  # the critical batch's interval, high over low, beyond which it is not identified
+_FAR = 4.0
+_PATTERN = 2  # gaps between counts, of which fewer may be even by chance
+_COARSEST, _EVEN = 1e-3, 1e-3  # quantum over the smallest count; deviation from whole multiples
 
-Floats = NDArray[np.float64]
+
+@dataclass(frozen=True)
+class BatchRuns:
+    """The runs of one global batch, in any unit of data."""
+
+    global_batch: float
+    reached: tuple[float, ...]
+    """Examples to target of each run that reached it."""
+    censored: tuple[float, ...] = ()
+    """How far each other run got without reaching it."""
 
 
-class StepsFit(Strict):
-    """E(B) = E_min (1 + B / B_crit) (McCandlish et al. 2018, arXiv 1812.06162, eq. 2.11)."""
+@dataclass(frozen=True)
+class _Scale:
+    """The covariance of log E between batches under one strength of drift."""
 
-    log_min_examples: float
-    log_critical_batch: float
-    covariance: tuple[tuple[float, float], tuple[float, float]]
-    bent: bool
-    """Whether the data reject both a constant and a proportional number of examples."""
-    log_variance: float
-    degrees_of_freedom: int
+    drift: float
+    inverse: Floats
+    """[batches, batches]"""
+    root: Floats
+    """Of its determinant, as Cholesky's factor has it on its diagonal [batches]."""
+
+
+@dataclass(frozen=True)
+class StepsFit:
+    """Curves weighed by their evidence, with a deviation of every batch from them."""
+
+    curves: Curves
+    priors: CurvePriors
+    log_batches: Floats
+    log_examples: Floats
+    """Mean of each batch's runs [batches]."""
+    scales: tuple[_Scale, ...]
+    weights: Floats
+    """Of every strength of drift and curve [scales, curves]; they add up to 1."""
+    noise: float
+    """Standard deviation of log E between fresh runs of a batch."""
+    degrees_of_freedom: float
+    quantum: float
+    """What all counts are whole multiples of, such as an epoch; 0 if nothing."""
     samples: int
-    smallest_batch: int
-    largest_batch: int
+
+    @property
+    def smallest_batch(self) -> float:
+        """The smallest batch that was run."""
+        return float(np.exp(self.log_batches[0]))
+
+    @property
+    def largest_batch(self) -> float:
+        """The largest batch that was run."""
+        return float(np.exp(self.log_batches[-1]))
+
+    @property
+    def model(self) -> str:
+        """The likeliest curve's form, and how far it stands for all."""
+        by_curve = self.weights.sum(axis=0)
+        forms = [self.curves.formula(i) for i in range(len(by_curve))]
+        shares = {form: by_curve[[f == form for f in forms]].sum() for form in dict.fromkeys(forms)}
+        best = max(shares, key=lambda form: shares[form])
+        return f"{best} ({shares[best]:.0%} of the evidence; {_METHOD})"
 
     @property
     def identifiable(self) -> bool:
-        """Whether the curve has bent enough to tell the critical batch within a factor of ten."""
-        if self.degrees_of_freedom < 1 or not self.bent:
+        """Whether the curve bends within the data, enough to tell the critical batch within a factor of ten.
+
+        A curve that is flat or proportional over all of it does not.
+        """
+        if len(self.log_batches) < 3:
             return False
-        quantile = float(student.ppf(0.5 + CONFIDENCE / 2, self.degrees_of_freedom))
-        return bool(quantile * np.sqrt(self.covariance[1][1]) < _IDENTIFIED)
+        by_curve = self.weights.sum(axis=0)
+        unbent = by_curve[self.curves.bend(self.log_batches[-1]) < _HARDLY].sum()
+        all_bent = by_curve[self.curves.bend(self.log_batches[0]) > 1 - _HARDLY].sum()
+        _, low, high = self._critical()
+        return bool(unbent < _SURELY and all_bent < _SURELY and high - low < np.log(_WIDEST))
 
     def critical_batch(self) -> Estimate | None:
         """Give B_crit in examples, or None where the data cannot identify it."""
         if not self.identifiable:
             return None
-        error = float(np.sqrt(self.covariance[1][1]))
-        return log_estimate(self.log_critical_batch, error, self.degrees_of_freedom, self.samples, _METHOD)
+        value, low, high = np.exp(self._critical()).tolist()
+        return Estimate(value=value, low=low, high=high, samples=self.samples, method=_METHOD)
 
-    def examples(self, global_batch: int, n_seeds: int = 1) -> Estimate:
+    def examples(self, global_batch: float, n_seeds: int = 1) -> Estimate:
         """Predict the mean examples to target over `n_seeds` fresh runs."""
-        value, slope = _model(np.array([self.log_min_examples, self.log_critical_batch]), float(global_batch))
-        variance = float(slope @ np.array(self.covariance) @ slope) + self.log_variance / n_seeds
-        return log_estimate(value, float(np.sqrt(variance)), self.degrees_of_freedom, self.samples, _METHOD)
+        return self.examples_at([global_batch], [n_seeds])[0]
 
-    def is_extrapolated(self, global_batch: int) -> bool:
+    def examples_at(self, global_batches: Sequence[float], n_seeds: Sequence[int]) -> list[Estimate]:
+        """Predict the mean examples to target over so many fresh runs of each batch."""
+        log_batches = np.log(np.asarray(global_batches, dtype=float))
+        means, variances, weights = self._latent(log_batches)
+        order = np.argsort(means, axis=0)
+        found = []
+        for i, seeds in enumerate(n_seeds):
+            sums = np.cumsum(weights[order[:, i]])
+            value = float(means[order[np.searchsorted(sums, 0.5 * sums[-1]), i], i])
+            fresh = self.noise**2 / seeds + _rounding(self.quantum, value)
+            low, high = _quantiles(means[:, i], variances[:, i] + fresh, weights, self.degrees_of_freedom)
+            low, value, high = np.exp([min(low, value), value, max(high, value)]).tolist()
+            found.append(Estimate(value=value, low=low, high=high, samples=self.samples, method=_METHOD))
+        return found
+
+    def is_extrapolated(self, global_batch: float) -> bool:
         """Whether a batch lies beyond 4 x of what was measured."""
-        return global_batch > 4 * self.largest_batch or 4 * global_batch < self.smallest_batch
+        far = _FAR * (1 + 1e-9)  # logarithms round
+        return global_batch > far * self.largest_batch or far * global_batch < self.smallest_batch
+
+    def latent(self, log_batches: Floats) -> Floats:
+        """Give the expected logarithm of a batch's mean over many runs [batches]."""
+        means, _, weights = self._latent(log_batches)
+        return np.asarray(weights @ means)
+
+    def _latent(self, log_batches: Floats) -> tuple[Floats, Floats, Floats]:
+        """Give mean and variance of log E [curves kept, batches], and the weights [curves kept].
+
+        The mean of a batch over many runs, that is, without their noise. E_min is integrated out under a
+        flat prior of its logarithm; a batch's deviation follows from those of the batches near it.
+        """
+        means, variances, weights = [], [], []
+        for scale, own in zip(self.scales, self.weights, strict=True):
+            kept = own > _NEGLIGIBLE * self.weights.max()
+            known = self.curves.log_examples(self.log_batches)[kept]
+            asked = self.curves.log_examples(log_batches)[kept]
+            level, precision = _level(scale, self.log_examples - known)
+            rest = self.log_examples - known - level[:, None]
+            across = _alike(self.priors, scale.drift, log_batches, self.log_batches)
+            lines = across @ scale.inverse
+            variance = scale.drift**2 + self.priors.own**2 - (lines * across).sum(axis=1)
+            variance += (1 - lines.sum(axis=1)) ** 2 / precision
+            means.append(level[:, None] + asked + rest @ lines.T)
+            variances.append(np.broadcast_to(np.maximum(variance, 0), means[-1].shape))
+            weights.append(own[kept])
+        return np.concatenate(means), np.concatenate(variances), np.concatenate(weights)
+
+    def _critical(self) -> Floats:
+        """Give log B_crit's median and the ends of its interval."""
+        grid, place = np.unique(self.curves.log_critical, return_inverse=True)
+        sums = np.cumsum(np.bincount(place, weights=self.weights.sum(axis=0)))
+        edges = np.append(grid, 2 * grid[-1] - grid[-2]) - (grid[1] - grid[0]) / 2
+        tail = (1 - CONFIDENCE) / 2
+        return np.asarray(np.interp([0.5, tail, 1 - tail], np.append(0, sums), edges))
 
 
 def fit_steps(results: Iterable[BatchResult]) -> StepsFit | None:
-    """Fit the hyperbola to every seed's examples at each batch's best rate; None under two batches."""
-    reached = [r for r in results if r.best_rate is not None]
-    if len(reached) < 2:
-        return None
-    batches = np.array([r.global_batch for r in reached for _ in r.examples], dtype=float)
-    logs = np.log(np.array([e for r in reached for e in r.examples], dtype=float))
-    start = np.array([logs.min(), np.log(np.median(batches))])
-    found = least_squares(
-        lambda p: np.array([_model(p, b)[0] for b in batches]) - logs,
-        start,
-        jac=lambda p: np.array([_model(p, b)[1] for b in batches]),
-        bounds=([0, np.log(batches.min()) - 7], [np.inf, np.log(batches.max()) + 7]),
-    )
-    dof = len(logs) - 2
-    variance = float((found.fun**2).sum() / dof) if dof > 0 else 0.0
-    covariance = variance * np.linalg.pinv(found.jac.T @ found.jac)
-    straight = min(((y - y.mean()) ** 2).sum() for y in (logs, logs - np.log(batches)))
-    quantile = float(student.ppf(0.5 + CONFIDENCE / 2, dof)) if dof > 0 else 0.0
-    return StepsFit(
-        log_min_examples=float(found.x[0]),
-        log_critical_batch=float(found.x[1]),
-        covariance=(tuple(map(float, covariance[0])), tuple(map(float, covariance[1]))),
-        bent=bool(straight - (found.fun**2).sum() > quantile**2 * variance),
-        log_variance=variance,
-        degrees_of_freedom=max(dof, 0),
-        samples=len(logs),
-        smallest_batch=int(batches.min()),
-        largest_batch=int(batches.max()),
-    )
+    """Fit every seed's examples at each batch's best rate; None under two batches."""
+    runs = [BatchRuns(r.global_batch, r.examples) for r in results if r.best_rate is not None]
+    return fit_batch_runs(runs) if len(runs) > 1 else None
 
 
-def _model(parameters: Floats, batch: float) -> tuple[float, Floats]:
-    """Give log E and its gradient with respect to (log E_min, log B_crit)."""
-    ratio = batch / np.exp(parameters[1])
-    return float(parameters[0] + np.log1p(ratio)), np.array([1.0, -ratio / (1 + ratio)])
+def fit_batch_runs(runs: Sequence[BatchRuns], priors: CurvePriors | None = None) -> StepsFit:
+    """Fit runs of at least one batch that reached the target.
+
+    A censored run counts as what it would have needed, with as little weight as so little is known of it
+    (the likelihood that it needs more, to second order around what the others say).
+    """
+    priors = priors or CurvePriors()
+    runs = sorted((run for run in runs if run.reached or run.censored), key=lambda run: run.global_batch)
+    reached = [np.log(np.array(run.reached)) for run in runs]
+    dof = priors.noise_dof + sum(max(0, len(logs) - 1) for logs in reached)
+    squares = sum(float(((logs - logs.mean()) ** 2).sum()) for logs in reached if len(logs))
+    noise = float(np.sqrt((priors.noise_dof * priors.noise**2 + squares) / dof))
+    quantum = _quantum([count for run in runs for count in run.reached])
+    log_batches = np.log([run.global_batch for run in runs])
+    curves = Curves(priors, log_batches[0], log_batches[-1])
+    expected: Floats | None = None
+    for _ in range(_ROUNDS if any(run.censored for run in runs) else 1):
+        values, variances = _means(runs, noise, quantum, expected, priors)
+        fit = _weighed(curves, priors, log_batches, values, variances)
+        found = StepsFit(
+            curves=curves,
+            priors=priors,
+            log_batches=log_batches,
+            log_examples=values,
+            scales=fit[0],
+            weights=fit[1],
+            noise=noise,
+            degrees_of_freedom=dof,
+            quantum=quantum,
+            samples=sum(len(logs) for logs in reached),
+        )
+        expected = found.latent(log_batches)
+    return found
+
+
+def _means(
+    runs: Sequence[BatchRuns], noise: float, quantum: float, expected: Floats | None, priors: CurvePriors
+) -> tuple[Floats, Floats]:
+    """Give the logarithm of each batch's mean over its runs, and its variance [batches]."""
+    values, variances = np.zeros(len(runs)), np.full(len(runs), _NO_WORD)
+    spread = float(np.hypot(noise, priors.own))
+    for i, run in enumerate(runs):
+        parts = []
+        if run.reached:
+            value = float(np.log(np.mean(run.reached)))
+            parts.append((value, noise**2 / len(run.reached)))
+        for limit in run.censored if expected is not None else ():
+            assert expected is not None
+            above = (np.log(limit) - expected[i]) / spread
+            pull = float(np.exp(stats.norm.logpdf(above) - stats.norm.logsf(above)))
+            known = max(pull * (pull - above), 1e-9)  # share of a run's information
+            parts.append((expected[i] + spread * pull / known, min(spread**2 / known, _NO_WORD)))
+        if parts:
+            points, widths = np.array(parts).T
+            variances[i] = 1 / (1 / widths).sum()
+            values[i] = variances[i] * (points / widths).sum()
+            variances[i] += _rounding(quantum, values[i])
+    return values, variances
+
+
+def _weighed(
+    curves: Curves, priors: CurvePriors, log_batches: Floats, values: Floats, variances: Floats
+) -> tuple[tuple[_Scale, ...], Floats]:
+    """Weigh every strength of drift and curve by the likelihood of the means, E_min integrated out."""
+    known = curves.log_examples(log_batches)
+    scales, logs = [], []
+    for drift, probability in priors.drift:
+        covariance = _alike(priors, drift, log_batches, log_batches) + np.diag(variances)
+        root = np.linalg.cholesky(covariance)
+        scale = _Scale(drift, np.asarray(np.linalg.inv(covariance)), np.asarray(np.diag(root)))
+        level, precision = _level(scale, values - known)
+        rest = values - known - level[:, None]
+        misfit = np.einsum("ki,ij,kj->k", rest, scale.inverse, rest)
+        size = np.log(scale.root).sum() + 0.5 * np.log(precision)
+        logs.append(np.log(probability) + curves.log_prior - 0.5 * misfit - size)
+        scales.append(scale)
+    evidence = np.array(logs)
+    weights = np.exp(evidence - evidence.max())
+    return tuple(scales), weights / weights.sum()
+
+
+def _level(scale: _Scale, differences: Floats) -> tuple[Floats, float]:
+    """Give the best log E_min of every curve [curves], and how precise it is."""
+    pulls = scale.inverse.sum(axis=0)
+    precision = float(pulls.sum())
+    return differences @ pulls / precision, precision
+
+
+def _alike(priors: CurvePriors, drift: float, left: Floats, right: Floats) -> Floats:
+    """Covariance of two batches' deviations from the curve: near ones share the drift."""
+    distance = np.abs(left[:, None] - right[None, :])
+    shared = drift**2 * np.exp(-distance / (priors.drift_doublings * np.log(2)))
+    return np.asarray(shared + np.where(distance < 1e-9, priors.own**2, 0.0))
+
+
+def _quantiles(means: Floats, variances: Floats, weights: Floats, dof: float) -> tuple[float, float]:
+    """Give the ends of the 90% interval of a mixture of t distributions, from draws in strata."""
+    sums = np.cumsum(weights)
+    strata = (np.arange(_DRAWS) + 0.5) / _DRAWS
+    which = np.minimum(np.searchsorted(sums, strata * sums[-1]), len(sums) - 1)
+    shuffled = np.random.default_rng(0).permutation(strata)
+    draws = means[which] + np.sqrt(variances[which]) * stats.t.ppf(shuffled, dof)
+    low, high = np.quantile(draws, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    return float(low), float(high)
+
+
+def _quantum(counts: Sequence[float]) -> float:
+    """Find what all counts are whole multiples of, where that is coarse enough to matter; else 0."""
+    values = np.unique(np.asarray(counts, dtype=float))
+    gaps = np.diff(values)
+    if len(gaps) < _PATTERN or gaps.min() < _COARSEST * values[0]:
+        return 0.0
+    multiples = values / gaps.min()
+    return float(gaps.min()) if np.allclose(multiples, np.round(multiples), atol=_EVEN) else 0.0
+
+
+def _rounding(quantum: float, log_value: float) -> float:
+    """Variance that counting in quanta adds to a logarithm: uniform within one."""
+    return float((quantum * np.exp(-log_value)) ** 2 / 12)

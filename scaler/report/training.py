@@ -5,7 +5,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from scaler.fit.learning_rate import BatchResult, batch_results, rate_exponent
+from scaler.fit.learning_rate import BatchResult, batch_results, fit_learning_rates
+from scaler.fit.rate_fit import RateFit
 from scaler.fit.steps import StepsFit, fit_steps
 from scaler.records import ConvergenceRecord
 from scaler.report.figure import Axis, Figure, Level, Point, Series
@@ -63,7 +64,7 @@ def examples_figure(trials: Trials) -> Figure | None:
     series = [Series("one seed at the best rate", seeds, "points", 0)]
     fit = fit_steps(reached)
     if fit is not None:
-        series.append(Series("fit with 90% band of one run", _hyperbola(fit), "curve", 1))
+        series.append(Series("fit with 90% band of one run", _fitted(fit), "curve", 1))
     missed = [r for r in batch_results(trials).values() if r.best_rate is None]
     if missed:
         far = {
@@ -90,11 +91,14 @@ def rates_figure(trials: Trials) -> Figure | None:
     results = batch_results(trials).values()
     tried = tuple(Point(r.global_batch, rate) for r in results for rate in r.rates)
     best = tuple(Point(r.global_batch, r.best_rate) for r in reached if r.best_rate is not None)
-    exponent = rate_exponent(reached)
+    fit = fit_learning_rates(trials)
+    assert fit is not None, "a trial reached the target"
+    exponent = fit.exponent()
     if exponent is not None:
+        ends = ", and no more at the largest" if fit.saturates() else ""
         finding = (
             f"The best learning rate grows as the global batch to the power {format_count(exponent.value)} "
-            f"(90% interval {interval(exponent, format_count)}; {exponent.method}): "
+            f"(90% interval {interval(exponent, format_count)}; {exponent.method}){ends}: "
             "0.5 is square-root scaling, 1 is linear scaling"
         )
     else:
@@ -108,7 +112,11 @@ def rates_figure(trials: Trials) -> Figure | None:
         title="Learning rate",
         x=_GLOBAL_BATCH,
         y=Axis("learning rate", log=True),
-        series=(Series("tried", tried, "pale", 1), Series("best", best, "line", 0)),
+        series=(
+            Series("tried", tried, "pale", 1),
+            Series("best tried", best, "points", 0),
+            Series("best, fitted, with 90% band", _best_rates(fit, reached), "curve", 0),
+        ),
         caption=f"{finding}. {counted(len(tried), 'rate')} tried in {counted(len(trials), 'trial')}.",
     )
 
@@ -132,7 +140,12 @@ def _best_runs(trials: Trials, result: BatchResult) -> list[ConvergenceRecord]:
     ]
 
 
-def _hyperbola(fit: StepsFit) -> tuple[Point, ...]:
+def _best_rates(fit: RateFit, reached: Sequence[BatchResult]) -> tuple[Point, ...]:
+    found = [(result.global_batch, fit.best_rate(result.global_batch)) for result in reached]
+    return tuple(Point(batch, rate.value, rate.low, rate.high) for batch, rate in found)
+
+
+def _fitted(fit: StepsFit) -> tuple[Point, ...]:
     sizes = np.unique(np.geomspace(fit.smallest_batch, fit.largest_batch, _CURVE_POINTS).round().astype(int))
     estimates = [(int(size), fit.examples(int(size))) for size in sizes]
     return tuple(Point(size, e.value, e.low, e.high) for size, e in estimates)
@@ -156,5 +169,5 @@ def _examples_caption(reached: Sequence[BatchResult], fit: StepsFit | None, seed
         )
     else:
         text += "; the critical batch is not identifiable from this"
-    method = "; curve: E_min (1 + B / B_crit), least squares on the log scale" if fit else ""
+    method = f"; curve: {fit.model}" if fit else ""
     return f"{text}. {counted(seeds, 'run')}{method}."

@@ -63,7 +63,7 @@ def test_the_page_holds_the_answer_in_order(page):
         "OUTSIDE",
         "the largest batch that fits in memory 4,096 2.7 x no",
         "Figures",
-        "the critical batch is 300",
+        "the critical batch is 3",
         "What was found",
         "gradient noise scale 412 examples 288 to 536",
         "critical batch not identifiable",
