@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from scaler.cluster import Cluster
     from scaler.errors import ScalerError
     from scaler.launch import LaunchConfig
+    from scaler.noise_scale import NoiseScale
     from scaler.pipeline import recommend, tune
     from scaler.workload import Reference, Target, Workload
 
@@ -20,6 +21,7 @@ __all__ = [
     "BatchPlan",
     "Cluster",
     "LaunchConfig",
+    "NoiseScale",
     "Reference",
     "ScalerError",
     "Target",
@@ -32,6 +34,7 @@ _HOMES = {
     "BatchPlan": "batch",
     "Cluster": "cluster",
     "LaunchConfig": "launch",
+    "NoiseScale": "noise_scale",
     "Reference": "workload",
     "ScalerError": "errors",
     "Target": "workload",

@@ -1,7 +1,7 @@
 """Gradient norms for the noise scale, from a step that is done anyway: no extra backward."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,21 +9,32 @@ import torch
 import torch.distributed as dist
 
 from scaler.engine.squares import GroupSquares
-from scaler.engine.torch_engine import TorchEngine
+from scaler.engine.torch_engine import Bucket, TorchEngine
 from scaler.errors import BadInput
 
-_PRECONDITIONED_EVERY = 2  # steps: it costs several passes over the gradients, and is only a diagnostic
+_DETAILED_EVERY = 4
+"""Steps. Groups and the preconditioned gradient take several passes over the gradients."""
 
 
 @dataclass
 class StepNorms:
-    """|G_small|^2 and |G_big|^2 of every step that counts, as rows of one number a group."""
+    """Squared norms of the steps that count, (|G_small|^2, |G_big|^2) of each."""
 
-    small: list[list[float]] = field(default_factory=list)
-    big: list[list[float]] = field(default_factory=list)
+    total: list[tuple[float, float]] = field(default_factory=list)
+    groups: list[list[tuple[float, float]]] = field(default_factory=list)
+    """Of each group, in every step that was looked at in detail; empty where there is one group."""
     preconditioned: list[tuple[float, float]] = field(default_factory=list)
     left_out_steps: int = 0
     """Steps whose gradients were not finite."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Norms of some gradients: of each parameter's, or of all together. What is made of them can wait."""
+
+    norms: torch.Tensor
+    parameters: Sequence[torch.Tensor] | None
+    preconditioned: torch.Tensor | None
 
 
 class NormCollector:
@@ -51,29 +62,32 @@ class NormCollector:
         """The small batch over the global batch."""
         self._group = group
         self._factor = 1 / (len(shares) ** 2 * concentration) if len(shares) > 1 else accumulation**2
-        self._small: list[torch.Tensor] = []  # of the step under way, in parts
-        self._big: list[torch.Tensor] = []
-        self._rows: list[torch.Tensor] = []  # [2, groups + 1] each, this rank's own
+        self._small: list[_Part] = []  # of the step under way
+        self._big: list[_Part] = []
+        self._pending: list[tuple[list[_Part], list[_Part], float]] = []  # with the loss scale
         self._steps = 0
 
-    def add_small(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
-        """Take (part of) the gradient over few examples."""
-        self._small.append(self.squares.of(parameters, gradients, self._preconditioned))
+    def look(self, bucket: Bucket) -> Callable[[], None]:
+        """Take a bucket of DDP's before the all-reduce, and after it."""
+        if self._detailed or not self.squares.whole:
+            parameters, gradients = bucket.parameters(), bucket.gradients()
+        else:
+            parameters, gradients = None, [bucket.buffer()]
+        self._small.append(self._part(parameters, gradients))
+        return lambda: self._big.append(self._part(parameters, gradients))
 
-    def add_big(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
-        """Take (part of) the gradient over all examples, before the optimizer's step."""
-        self._big.append(self.squares.of(parameters, gradients, self._preconditioned))
+    def take_small(self) -> None:
+        """On one rank, take the first pass's gradients."""
+        self._small.append(self._part(*self._held()))
 
-    def held(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Give the parameters that have a gradient, and their gradients: frozen and unused ones have none."""
-        pairs = [(p, p.grad) for p in self.squares.parameters if p.grad is not None]
-        return [p for p, _ in pairs], [gradient for _, gradient in pairs]
+    def take_big(self) -> None:
+        """On one rank, take all passes' gradients, before the optimizer's step."""
+        self._big.append(self._part(*self._held()))
 
     def close_step(self, loss_scale: float = 1.0) -> None:
-        """Make a row of the step's parts; `loss_scale` is what its gradients are multiplied by."""
+        """End a step that counts; `loss_scale` is what its gradients are multiplied by."""
         if self._small and self._big:
-            row = torch.stack([sum_of(self._small) * self._factor, sum_of(self._big)])
-            self._rows.append(row / loss_scale**2)
+            self._pending.append((self._small, self._big, loss_scale))
         self.drop_step()
         self._steps += 1
 
@@ -85,41 +99,70 @@ class NormCollector:
     @property
     def pending_steps(self) -> int:
         """How many steps `collect` would take."""
-        return len(self._rows)
+        return len(self._pending)
 
     def collect(self) -> StepNorms:
-        """Average the pending steps over the ranks, in one all-reduce of groups + 1 floats a step.
+        """Average the pending steps over the ranks, in one all-reduce of at most 2 x groups floats a step.
 
         Every rank must call it after the same step.
         """
-        if not self._rows:
+        if not self._pending:
             return self.norms
-        rows = torch.stack(self._rows)
-        self._rows = []
+        rows = torch.stack([self._row(*step) for step in self._pending])
+        detailed = [all(part.parameters is not None for part in small) for small, _, _ in self._pending]
+        self._pending = []
         if self._group is not None:
-            small = rows[:, 0].contiguous()
+            small = rows[..., 0].contiguous()
             dist.all_reduce(small, group=self._group)
-            rows[:, 0] = small
-        for small_row, big_row in rows.tolist():
-            *small_squares, small_preconditioned = small_row
-            *big_squares, big_preconditioned = big_row
-            if not all(map(math.isfinite, [*small_squares, *big_squares])):
-                self.norms.left_out_steps += 1
-                continue
-            self.norms.small.append(small_squares)
-            self.norms.big.append(big_squares)
-            if small_preconditioned > 0 and math.isfinite(small_preconditioned + big_preconditioned):
-                self.norms.preconditioned.append((small_preconditioned, big_preconditioned))
+            rows[..., 0] = small
+        for row, has_groups in zip(rows.tolist(), detailed, strict=True):
+            self._keep([(small, big) for small, big in row], has_groups)
         return self.norms
 
+    def _keep(self, row: list[tuple[float, float]], has_groups: bool) -> None:
+        total, preconditioned, *groups = row
+        if not all(map(math.isfinite, total)):
+            self.norms.left_out_steps += 1
+            return
+        self.norms.total.append(total)
+        if has_groups and groups:
+            self.norms.groups.append(groups)
+        if preconditioned[0] > 0 and all(map(math.isfinite, preconditioned)):
+            self.norms.preconditioned.append(preconditioned)
+
     @property
-    def _preconditioned(self) -> bool:
-        return self._steps % _PRECONDITIONED_EVERY == 1  # the first step has no v
+    def _detailed(self) -> bool:
+        return self._steps % _DETAILED_EVERY == 1  # the first step has no v
 
+    def _held(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Give the parameters that have a gradient, not frozen nor unused, and their gradients."""
+        pairs = [(p, p.grad) for p in self.squares.parameters if p.grad is not None]
+        return [p for p, _ in pairs], [gradient for _, gradient in pairs]
 
-def sum_of(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Add up vectors of one shape."""
-    return torch.stack(list(parts)).sum(dim=0)
+    def _part(self, parameters: Sequence[torch.Tensor] | None, gradients: Sequence[torch.Tensor]) -> _Part:
+        preconditioned = None
+        if self._detailed and parameters is not None:
+            preconditioned = self.squares.preconditioned(parameters, gradients)
+        return _Part(self.squares.norms(gradients), parameters, preconditioned)
+
+    def _row(self, small: list[_Part], big: list[_Part], loss_scale: float) -> torch.Tensor:
+        """Give this rank's squares, small and big, [2 + groups, 2]: total, preconditioned, each group."""
+        small_squares, big_squares = (
+            torch.stack([self._squares(part) for part in parts]).sum(dim=0) for parts in (small, big)
+        )
+        return torch.stack([small_squares * self._factor, big_squares], dim=1) / loss_scale**2
+
+    def _squares(self, part: _Part) -> torch.Tensor:
+        names = self.squares.names
+        if part.parameters is None:
+            groups = part.norms.new_zeros(len(names))
+            total = part.norms.square().sum()
+        else:
+            groups = self.squares.by_group(part.parameters, part.norms)
+            total = groups.sum()
+        preconditioned = torch.zeros_like(total) if part.preconditioned is None else part.preconditioned
+        own = torch.stack([total, preconditioned])
+        return torch.cat([own, groups]) if len(names) > 1 else own
 
 
 class GradientNorms(NormCollector):
@@ -151,15 +194,15 @@ class GradientNorms(NormCollector):
         self.small_batch = plan.global_batch * self.small_share
         self._engine = engine
         engine.observer = self
-        engine.watch_buckets(before=self.add_small, after=self.add_big)
+        engine.watch_buckets(self.look)
 
     def after_pass(self, number: int) -> None:
         """On one rank, take the first pass's gradient."""
         if self._engine.rank.group is None and number == 0:
-            self.add_small(*self.held())
+            self.take_small()
 
     def after_backward(self) -> None:
         """Close the step: its parts make up both norms."""
         if self._engine.rank.group is None:
-            self.add_big(*self.held())
+            self.take_big()
         self.close_step(self._engine.loss_scale)

@@ -26,37 +26,33 @@ class GroupSquares:
         groups = parameter_groups(module, optimizer)
         self.names = tuple(groups)
         self.parameters = [p for parameters in groups.values() for p in parameters]
+        self.whole = {p for p in module.parameters() if p.requires_grad} <= set(self.parameters)
+        """Whether the optimizer trains all that has a gradient."""
         self._optimizer = optimizer
         self._group_of = {p: n for n, parameters in enumerate(groups.values()) for p in parameters}
         self._setting_of = {p: group for group in optimizer.param_groups for p in group["params"]}
         self._indices: dict[tuple[int, ...], torch.Tensor] = {}
         self._corrections: dict[int, float] = {}
 
-    def of(
-        self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], preconditioned: bool
-    ) -> torch.Tensor:
-        """Square gradients: float32 [groups + 1], the preconditioned one last (0 unless asked for)."""
-        groups = tuple(self._group_of.get(p, -1) for p in parameters)
-        device = gradients[0].device
+    def norms(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Give the norm of each gradient, float32 [gradients]: all that happens within a step."""
         values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-        squares = torch.stack(torch._foreach_norm(values, 2.0, dtype=torch.float32)).square()
-        if groups not in self._indices:
-            # A parameter that is not trained goes to a slot behind the others.
-            slots = [n if n >= 0 else len(self.names) + 1 for n in groups]
-            self._indices[groups] = torch.tensor(slots, device=device)
-        found = torch.zeros(len(self.names) + 2, device=device)
-        found.index_add_(0, self._indices[groups], squares)
-        if preconditioned:
-            found[-2] += self._preconditioned(parameters, gradients, device)
-        return found[:-1]
+        return torch.stack(torch._foreach_norm(values, 2.0, dtype=torch.float32))
 
-    def next_step(self) -> None:
-        """Forget what held for one step: how far v's bias is corrected."""
-        self._corrections.clear()
+    def by_group(self, parameters: Sequence[torch.Tensor], norms: torch.Tensor) -> torch.Tensor:
+        """Add the squares of parameters' norms up by group: float32 [groups]."""
+        # A parameter that is not trained goes to a slot behind the others, which is dropped.
+        slots = tuple(self._group_of.get(p, len(self.names)) for p in parameters)
+        if slots not in self._indices:
+            self._indices[slots] = torch.tensor(slots, device=norms.device)
+        found = torch.zeros(len(self.names) + 1, device=norms.device)
+        return found.index_add_(0, self._indices[slots], norms.square())[:-1]
 
-    def _preconditioned(
-        self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], device: torch.device
+    def preconditioned(
+        self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
     ) -> torch.Tensor:
+        """Give |P g|^2 of gradients, float32 []; 0 where the optimizer has no v."""
+        device = gradients[0].device
         moments, scaled, epsilons, corrections = [], [], [], []
         for parameter, gradient in zip(parameters, gradients, strict=True):
             moment = self._moment(parameter)
@@ -78,6 +74,10 @@ class GroupSquares:
         torch._foreach_div_(weights, divisors)
         norms = torch.stack(torch._foreach_norm(weights, 2.0, dtype=torch.float32))
         return (norms * torch.tensor(corrections, device=device)).square().sum()
+
+    def next_step(self) -> None:
+        """Forget what held for one step: how far v's bias is corrected."""
+        self._corrections.clear()
 
     def _moment(self, parameter: torch.Tensor) -> torch.Tensor | None:
         state = self._optimizer.state.get(parameter)

@@ -12,14 +12,15 @@ from scaler.batch import BatchPlan
 from scaler.emulation import EmulatedLink
 from scaler.engine.clock import StepClock
 from scaler.engine.engine import build_module, build_optimizer, forward, loss_scales
+from scaler.errors import BadInput
 from scaler.records import StepPhase
 from scaler.runtime.protocol import Rank
 from scaler.workload import Workload
 
 Bucket: TypeAlias = dist.GradBucket  # type: ignore[name-defined, attr-defined]
 MeanGradient: TypeAlias = torch.futures.Future[torch.Tensor]
-BucketObserver: TypeAlias = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], None]
-"""Looks at a bucket: its parameters and their gradients."""
+BucketObserver: TypeAlias = Callable[[Bucket], Callable[[], None]]
+"""Looks at a bucket of a rank's own gradients; what it returns is called when they hold the average."""
 
 
 class GradientObserver(Protocol):
@@ -44,11 +45,11 @@ class TorchEngine:
         self.rank = rank
         self.observer: GradientObserver | None = None
         self.clock: StepClock | None = None
-        self._before: list[BucketObserver] = []
-        self._after: list[BucketObserver] = []
+        self._observers: list[BucketObserver] = []
         self._watching = False
         self._finding: list[Any] = []
         self._latest: torch.Tensor | None = None
+        self._checked = False
         self._workload = workload
         self._device = rank.device.torch_device
         self.module = build_module(workload, rank, seed)
@@ -60,6 +61,7 @@ class TorchEngine:
                 device_ids=ids,
                 process_group=rank.group,
                 gradient_as_bucket_view=workload.gradient_as_bucket_view,
+                find_unused_parameters=workload.find_unused_parameters,
             )
             if rank.link is not None:
                 self.watch_buckets()
@@ -91,6 +93,7 @@ class TorchEngine:
             total += loss.detach()
             if self.observer is not None:
                 self.observer.after_pass(number)
+        self._check_used()
         if self.observer is not None:
             self.observer.after_backward()
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
@@ -118,14 +121,9 @@ class TorchEngine:
             trained = [p for p in self.module.parameters() if p.requires_grad]
             self._finding = [p.register_post_accumulate_grad_hook(self._came) for p in trained]
 
-    def watch_buckets(
-        self,
-        before: BucketObserver | None = None,
-        after: BucketObserver | None = None,
-    ) -> None:
+    def watch_buckets(self, observer: BucketObserver | None = None) -> None:
         """Look at each bucket of gradients before it is averaged over the ranks, and at the average."""
-        self._before += [before] if before is not None else []
-        self._after += [after] if after is not None else []
+        self._observers += [observer] if observer is not None else []
         if isinstance(self.model, DistributedDataParallel) and not self._watching:
             self.model.register_comm_hook(None, self._reduced)  # DDP takes one for good
             self._watching = True
@@ -145,9 +143,26 @@ class TorchEngine:
         del self.model, self.module, self.optimizer, self.observer, self._latest
 
     def _reduced(self, _: object, bucket: Bucket) -> MeanGradient:
-        return average_bucket(
-            bucket, self.rank.group, self.plan.workers, self._before, self._after, self.rank.link
-        )
+        return average_bucket(bucket, self.rank.group, self.plan.workers, self._observers, self.rank.link)
+
+    def _check_used(self) -> None:
+        """Name parameters without a gradient after the first step: DDP would wait for them in the next.
+
+        Raises:
+            BadInput: there are some, on several ranks.
+        """
+        if self._checked or self.model is self.module or self._workload.find_unused_parameters:
+            return
+        self._checked = True
+        unused = [n for n, p in self.module.named_parameters() if p.requires_grad and p.grad is None]
+        if unused:
+            more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+            raise BadInput(
+                f"workload {self._workload.name!r}: {', '.join(unused[:3])}{more} took no part in the loss, "
+                "and DistributedDataParallel waits for every gradient",
+                hint="freeze what is never used (requires_grad_(False)), or give the Workload "
+                "find_unused_parameters=True",
+            )
 
     def _came(self, parameter: torch.Tensor) -> None:
         self._latest = parameter
@@ -166,19 +181,15 @@ def average_bucket(
     bucket: Bucket,
     group: Any,
     workers: int,
-    before: Sequence[BucketObserver],
-    after: Sequence[BucketObserver],
+    observers: Sequence[BucketObserver],
     link: EmulatedLink | None = None,
 ) -> MeanGradient:
-    """Average a bucket of gradients over the ranks, as DDP would, and show it before and after."""
-    # The bucket is DDP's, and gone when its gradients, views of the buffer, hold the average.
-    looked = (bucket.parameters(), bucket.gradients()) if before or after else ([], [])
-    for look in before:
-        look(*looked)
+    """Average a bucket of gradients over the ranks, in place as DDP would, and show it before and after."""
+    after = [look(bucket) for look in observers]
 
     def looked_at(future: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
         for look in after:
-            look(*looked)
+            look()
         return future.value()[0]
 
     gradient = bucket.buffer().div_(workers)

@@ -24,6 +24,8 @@ class NoiseFit(Strict):
     steps: int = 0
     left_out_steps: int = 0
     """Steps whose gradients were not finite."""
+    miscounted_steps: int = 0
+    """Steps left out because they had another number of backward passes than stated."""
 
     def __str__(self) -> str:
         """Say the scales, one a line."""
@@ -31,8 +33,12 @@ class NoiseFit(Strict):
         if self.preconditioned is not None:
             lines["  preconditioned (diagnostic)"] = self.preconditioned
         text = "\n".join(f"{name}: {_words(scale)}" for name, scale in lines.items())
-        left_out = f", {self.left_out_steps} left out: not finite" if self.left_out_steps else ""
-        return f"{text}\n({self.steps} steps{left_out})"
+        left_out = {
+            "gradients that were not finite": self.left_out_steps,
+            "another number of backward passes than stated": self.miscounted_steps,
+        }
+        notes = [f"{number} left out: {why}" for why, number in left_out.items() if number]
+        return f"{text}\n({'; '.join([f'{self.steps} steps', *notes])})"
 
 
 def fit_noise(records: Iterable[NoiseRecord]) -> NoiseFit:
@@ -58,7 +64,11 @@ def fit_noise_scale(records: Iterable[NoiseRecord]) -> Estimate | None:
 
 
 def fit_parts(
-    total: Floats, groups: Mapping[str, Floats], preconditioned: Floats, left_out_steps: int
+    total: Floats,
+    groups: Mapping[str, Floats],
+    preconditioned: Floats,
+    left_out_steps: int,
+    miscounted_steps: int = 0,
 ) -> NoiseFit:
     """Estimate noise scales from rows of `unbiased_parts`. Groups without any gradient are left out."""
     return NoiseFit(
@@ -67,6 +77,7 @@ def fit_parts(
         preconditioned=noise_scale(preconditioned),
         steps=len(total),
         left_out_steps=left_out_steps,
+        miscounted_steps=miscounted_steps,
     )
 
 

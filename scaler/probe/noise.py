@@ -1,5 +1,6 @@
 """Gradient noise along the first steps of the reference configuration."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scaler.batch import BatchPlan
@@ -38,23 +39,25 @@ def probe_noise(rank: Rank, workload: Workload, request: NoiseRequest) -> NoiseR
         engine.step(next(batches), workload.learning_rate_factor(step * plan.global_batch, warmup_examples))
     found = norms.collect()
     engine.close()
-    names = norms.squares.names
-    pairs = found.preconditioned
+    small, big = zip(*found.total, strict=True) if found.total else ((), ())
     return NoiseRecord(
         **observation(probe_noise, rank, request),
         plan=plan,
         learning_rate=request.learning_rate,
         small_batch=norms.small_batch,
-        small_squared_norms=tuple(map(sum, found.small)),
-        big_squared_norms=tuple(map(sum, found.big)),
+        small_squared_norms=small,
+        big_squared_norms=big,
         groups={
-            name: SquaredNorms(
-                small=tuple(row[n] for row in found.small), big=tuple(row[n] for row in found.big)
-            )
-            for n, name in enumerate(names if len(names) > 1 else ())
-        },
-        preconditioned=SquaredNorms(small=tuple(s for s, _ in pairs), big=tuple(b for _, b in pairs))
-        if pairs
-        else None,
+            name: squared_norms(pairs)
+            for name, *pairs in zip(norms.squares.names, *found.groups, strict=True)
+        }
+        if found.groups
+        else {},
+        preconditioned=squared_norms(found.preconditioned) if found.preconditioned else None,
         left_out_steps=found.left_out_steps,
     )
+
+
+def squared_norms(pairs: Sequence[tuple[float, float]]) -> SquaredNorms:
+    """Make a record of (small, big) pairs."""
+    return SquaredNorms(small=tuple(small for small, _ in pairs), big=tuple(big for _, big in pairs))

@@ -25,6 +25,8 @@ LAYERS = [
     {"report"},
     {"launch"},
     {"measure"},
+    {"noise_scale"},
+    {"callbacks"},
     {"pipeline"},
     {"cli"},
     {"__main__"},
