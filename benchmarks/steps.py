@@ -28,13 +28,13 @@ from scaler.stats import Estimate, Floats
 
 SHARPNESS = (1.0, 1.5, 2.5, 4.0)
 GRID: dict[str, Sequence[object]] = {
-    "critical_deviation": (1.5, 2.0, 2.5),
+    "critical_deviation": (1.5, 2.0, 2.5, 3.0),
     "sharpness": tuple(
         tuple(zip(SHARPNESS, shares, strict=True))
         for shares in ((0.3, 0.35, 0.2, 0.15), (0.5, 0.25, 0.15, 0.1), (0.7, 0.15, 0.1, 0.05))
     ),
     "steepness": (((1.0, 1.0),), ((1.0, 0.8), (1.4, 0.2)), ((1.0, 0.6), (1.4, 0.4))),
-    "own": (0.03, 0.04, 0.06),
+    "own": (0.02, 0.03, 0.04, 0.06),
 }
 GOALS = {"largest": 0.06, "beyond": 0.09, "half": 0.15}
 FEWEST = 3  # batches known

@@ -69,6 +69,8 @@ class Workload:
         spread_matters: convergence depends on how the global batch is spread (in-batch negatives, say);
             BatchNorm is detected without it.
         gradient_as_bucket_view: DistributedDataParallel's option: gradients live in its buckets, not beside.
+        find_unused_parameters: DistributedDataParallel's option, for models of which some parameters take no
+            part in a step; it costs a walk over the graph in each.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Workload:
     worst_case: Callable[[int], Any] | None = None
     spread_matters: bool = False
     gradient_as_bucket_view: bool = False
+    find_unused_parameters: bool = False
     address: str | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:

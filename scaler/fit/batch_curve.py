@@ -35,7 +35,7 @@ class CurvePriors:
 
     critical_mean: float = 0.0
     """Of log B_crit over the largest batch known."""
-    critical_deviation: float = 2.0
+    critical_deviation: float = 2.5
     sharpness: tuple[tuple[float, float], ...] = ((1.0, 0.3), (1.5, 0.35), (2.5, 0.2), (4.0, 0.15))
     """Each with its probability."""
     steepness: tuple[tuple[float, float], ...] = ((1.0, 0.6), (1.4, 0.4))
@@ -44,7 +44,7 @@ class CurvePriors:
     drift: tuple[tuple[float, float], ...] = ((0.02, 0.7), (0.06, 0.2), (0.15, 0.1))
     """Standard deviation of what bends away from the curve and returns over `drift_doublings`."""
     drift_doublings: float = 1.0
-    own: float = 0.04
+    own: float = 0.03
     """Standard deviation of what one batch has of its own, of log E: its rate is never quite the best."""
     noise: float = 0.06
     """Standard deviation of log E between seeds, as strong as `noise_dof` further runs."""

@@ -11,7 +11,7 @@ from scaler.fit.learning_rate import BatchResult
 from scaler.stats import CONFIDENCE, Estimate, Floats
 
 _METHOD = "mean of curves by their evidence; mixture of t on the log scale"
-_ROUNDS = 6  # of what censored runs would have needed
+_ROUNDS = 10  # of what censored runs would have needed
 _NO_WORD = 1e4  # variance of what says nothing
 _NEGLIGIBLE = 1e-5  # weight of a curve over the likeliest one's
 _DRAWS = 4000
@@ -186,7 +186,7 @@ def fit_batch_runs(runs: Sequence[BatchRuns], priors: CurvePriors | None = None)
     curves = Curves(priors, log_batches[0], log_batches[-1])
     expected: Floats | None = None
     for _ in range(_ROUNDS if any(run.censored for run in runs) else 1):
-        values, variances = _means(runs, noise, quantum, expected, priors)
+        values, variances = _means(runs, noise, quantum, expected)
         fit = _weighed(curves, priors, log_batches, values, variances)
         found = StepsFit(
             curves=curves,
@@ -205,11 +205,10 @@ def fit_batch_runs(runs: Sequence[BatchRuns], priors: CurvePriors | None = None)
 
 
 def _means(
-    runs: Sequence[BatchRuns], noise: float, quantum: float, expected: Floats | None, priors: CurvePriors
+    runs: Sequence[BatchRuns], noise: float, quantum: float, expected: Floats | None
 ) -> tuple[Floats, Floats]:
     """Give the logarithm of each batch's mean over its runs, and its variance [batches]."""
     values, variances = np.zeros(len(runs)), np.full(len(runs), _NO_WORD)
-    spread = float(np.hypot(noise, priors.own))
     for i, run in enumerate(runs):
         parts = []
         if run.reached:
@@ -217,10 +216,10 @@ def _means(
             parts.append((value, noise**2 / len(run.reached)))
         for limit in run.censored if expected is not None else ():
             assert expected is not None
-            above = (np.log(limit) - expected[i]) / spread
+            above = (np.log(limit) - expected[i]) / noise
             pull = float(np.exp(stats.norm.logpdf(above) - stats.norm.logsf(above)))
             known = max(pull * (pull - above), 1e-9)  # share of a run's information
-            parts.append((expected[i] + spread * pull / known, min(spread**2 / known, _NO_WORD)))
+            parts.append((expected[i] + noise * pull / known, min(noise**2 / known, _NO_WORD)))
         if parts:
             points, widths = np.array(parts).T
             variances[i] = 1 / (1 / widths).sum()

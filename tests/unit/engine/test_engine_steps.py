@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -248,3 +249,71 @@ def test_evaluation_is_in_eval_mode_without_gradients_and_training_goes_on(tiny,
     assert seen == [(False, False)]
     assert net.training
     assert net[0].training
+
+
+# Parameters that take no part
+
+
+@pytest.fixture
+def lone_group():
+    """A process group of one: a model under DistributedDataParallel in this process."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+
+
+class HalfUsed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = nn.Linear(4, 1), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def two_steps(workload, rank, group=None):
+    engine = open_engine(workload, PLAN, dataclasses.replace(rank, group=group), 0.1, seed=0)
+    data = workload.train_data()
+    before = engine.module.used.weight.detach().clone()
+    for number in range(2):
+        engine.step([data[number * 8 : number * 8 + 8]], 1.0)
+    return before, engine.module
+
+
+def test_unused_parameters_are_named_where_others_would_wait_for_them(tiny, rank, lone_group):
+    with pytest.raises(BadInput, match=r"idle\.weight, idle\.bias took no part") as raised:
+        two_steps(tiny(model=HalfUsed), rank, lone_group)
+    assert "find_unused_parameters=True" in raised.value.hint
+
+
+def test_models_with_unused_parameters_train_alone_or_when_told(tiny, rank, lone_group):
+    alone_before, alone = two_steps(tiny(model=HalfUsed), rank)
+    told_before, told = two_steps(tiny(model=HalfUsed, find_unused_parameters=True), rank, lone_group)
+    assert not torch.equal(alone_before, alone.used.weight)
+    assert torch.allclose(alone.used.weight, told.used.weight)
+    assert told.idle.weight.grad is None
+
+
+def test_frozen_parameters_are_not_missed(tiny, rank, lone_group):
+    def frozen():
+        net = HalfUsed()
+        net.idle.requires_grad_(False)
+        return net
+
+    before, net = two_steps(tiny(model=frozen), rank, lone_group)
+    assert not torch.equal(before, net.used.weight)
+
+
+class Lookup(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.used = nn.Embedding(16, 4, sparse=True), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.used(self.table(x[:, 0].abs().long().clamp(max=15)))
+
+
+def test_sparse_gradients_train_as_alone(tiny, rank, lone_group):
+    _, alone = two_steps(tiny(model=Lookup), rank)
+    _, spread = two_steps(tiny(model=Lookup), rank, lone_group)
+    assert torch.allclose(alone.table.weight, spread.table.weight)
