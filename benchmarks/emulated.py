@@ -100,7 +100,7 @@ def draw(seed: int, number: int) -> Setting:
     return Setting(
         width=rng.choice((64, 128, 192, 256)),
         depth=rng.randint(2, 5),
-        compute_s=between(0.08, 0.3),  # ten times what the workers really compute
+        compute_s=between(0.15, 0.5),  # so that half of it is ten times what a worker really computes
         sync_share=between(0.1, 1.5),
         overhead_s=between(0.001, 0.01),
         latency_s=between(5e-5, 5e-4),

@@ -7,8 +7,17 @@ import sys
 
 from figure import table
 
-BENCHMARKS = ("demo", "task_cost", "measuring_overhead", "prediction", "allocator", "step_time", "emulated")
-NEED_DATA = ("measuring_overhead", "step_time")
+BENCHMARKS = (
+    "demo",
+    "task_cost",
+    "measuring_overhead",
+    "prediction",
+    "allocator",
+    "step_time",
+    "emulated",
+    "steps",
+)
+NEED_DATA = ("measuring_overhead", "step_time", "steps")
 
 
 def main(names: list[str]) -> None:
