@@ -109,6 +109,11 @@ def _add_tune(commands: Any) -> None:
     again.add_argument("--resume", action="store_true", help="continue the run in the out folder")
     again.add_argument("--force", action="store_true", help="overwrite the run in the out folder")
     tune.add_argument("--budget", metavar="TIME", help="bound on measuring, such as 20m (default: none)")
+    tune.add_argument(
+        "--from-checkpoint",
+        metavar="FILE",
+        help="branch this state instead of training to the target",
+    )
     tune.add_argument("--zero", type=int, default=0, metavar="STAGE", help="DeepSpeed ZeRO stage, 0 to 3")
     tune.add_argument("--seeds", type=int, default=3, metavar="N", help="trials per batch and rate")
     tune.add_argument("--address", metavar="ADDRESS", help="Ray cluster (default: RAY_ADDRESS, or start one)")
@@ -225,8 +230,8 @@ def _add_fit(commands: Any) -> None:
         "learning-rate",
         help="the best learning rate at other batches, and how it grows",
         allow_abbrev=False,
-        description="KNOWN has the columns global_batch, learning_rate and loss (less is better; empty, nan or "
-        "inf: diverged), a row for each run, and may have seed. ASKED has global_batch.",
+        description="KNOWN has the columns global_batch, learning_rate and loss (less is better; empty, nan "
+        "or inf: diverged), a row for each run, and may have seed. ASKED has global_batch.",
     )
     rates.add_argument("known", metavar="KNOWN.csv", help="what was measured, a row for each run")
     rates.add_argument("--at", required=True, metavar="ASKED.csv", help="what to predict")
@@ -297,6 +302,7 @@ def _tune(options: argparse.Namespace) -> None:
             "cluster": _limited(Cluster.load(options.cluster), options),
             "storage_path": options.out,
             "budget": options.budget,
+            "from_checkpoint": options.from_checkpoint and str(Path(options.from_checkpoint).absolute()),
             "zero_stage": options.zero,
             "sweep": parse_sweep(options.sweep),
             "seeds": options.seeds,

@@ -11,7 +11,6 @@ from scaler.decide.epochs import epoch_costs
 from scaler.decide.fits import Fits, fit_all, workload_record
 from scaler.decide.rules import rules_of_thumb
 from scaler.errors import NothingFeasible
-from scaler.fit.learning_rate import rate_exponent
 from scaler.fit.noise import fit_noise_scale
 from scaler.fit.powers import fit_powers
 from scaler.fit.speeds import with_measured_speeds
@@ -103,9 +102,13 @@ def _speed(found: Answer) -> float:
     return time_s.value if time_s is not None else 1e12 / found.samples_per_s.value
 
 
+def _unknown_growth(fits: Fits) -> str:
+    return "; ".join(fits.rates.unidentified()) if fits.rates else "no trial reached the target"
+
+
 def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> Findings:
     noise = fit_noise_scale(r for r in records if isinstance(r, NoiseRecord))
-    exponent = rate_exponent(fits.batches.values())
+    exponent = fits.rates.exponent() if fits.rates else None
     critical = fits.steps.critical_batch() if fits.steps else None
     predictions = [r.prediction for r in records if isinstance(r, PredictionRecord)]
     notes = [
@@ -118,7 +121,7 @@ def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> F
     if critical is None:
         notes.append("critical batch: not identifiable, examples to target have not bent over these batches")
     if exponent is None:
-        notes.append("learning-rate exponent: needs three batches that reach the target")
+        notes.append(f"learning-rate exponent: {_unknown_growth(fits)}")
     notes += [
         f"global batch {batch}: no learning rate tried reached the target"
         for batch, result in fits.batches.items()

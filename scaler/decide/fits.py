@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from scaler.cluster import Cluster
 from scaler.errors import BadInput
-from scaler.fit.learning_rate import BatchResult, batch_results
+from scaler.fit.learning_rate import BatchResult, batch_results, fit_learning_rates
 from scaler.fit.memory import MemoryFits, fit_memory
+from scaler.fit.rate_fit import RateFit
 from scaler.fit.step_time import StepTimeFit, fit_step_time, mean_over_median
 from scaler.fit.steps import StepsFit, fit_steps
 from scaler.records import (
@@ -30,6 +31,7 @@ class Fits:
     """Of a run's steps."""
     steps: StepsFit | None
     batches: Mapping[int, BatchResult]
+    rates: RateFit | None
     train_examples: int
 
 
@@ -49,7 +51,8 @@ def fit_all(records: Sequence[Record], cluster: Cluster, zero_stage: int = 0) ->
     """Fit everything that the records hold evidence for; step times of one ZeRO stage."""
     # In the order of questions, not of answers: the same evidence then gives the same numbers to the bit.
     records = sorted((record for record in records if not record.held_out), key=lambda record: record.task)
-    batches = batch_results(r for r in records if isinstance(r, ConvergenceRecord))
+    trials = [r for r in records if isinstance(r, ConvergenceRecord)]
+    batches = batch_results(trials)
     runs = [r for r in records if isinstance(r, ThroughputRecord) and r.plan.zero_stage == zero_stage]
     return Fits(
         memory=fit_memory(
@@ -59,5 +62,6 @@ def fit_all(records: Sequence[Record], cluster: Cluster, zero_stage: int = 0) ->
         mean_over_median=mean_over_median(runs),
         steps=fit_steps(batches.values()),
         batches=batches,
+        rates=fit_learning_rates(trials),
         train_examples=workload_record(records).train_examples,
     )

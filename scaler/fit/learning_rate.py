@@ -1,15 +1,15 @@
-"""The best measured learning rate at each global batch, and how it grows with the batch."""
+"""The best measured learning rate at each global batch, and the fit of all trials."""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
-from scipy import stats
 
+from scaler.fit.rate_curve import Trial
+from scaler.fit.rate_fit import RateFit, fit_examples
 from scaler.records import ConvergenceRecord
 from scaler.schema import Strict
-from scaler.stats import CONFIDENCE, Estimate
 
 
 class BatchResult(Strict):
@@ -38,37 +38,33 @@ class BatchResult(Strict):
 def batch_results(records: Iterable[ConvergenceRecord]) -> dict[int, BatchResult]:
     """Group trials by global batch and choose each one's best rate."""
     trials: dict[int, dict[float, list[ConvergenceRecord]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
-        # A deadline says nothing of the rate.
-        if record.kind == "convergence" and record.stop != "deadline":
-            trials[record.plan.global_batch][record.learning_rate].append(record)
+    for record in _telling(records):
+        trials[record.plan.global_batch][record.learning_rate].append(record)
     return {batch: _result(batch, by_rate) for batch, by_rate in sorted(trials.items())}
 
 
-def rate_exponent(results: Iterable[BatchResult]) -> Estimate | None:
-    """Fit p in lr ~ B^p over the batches that reached the target; None under three.
+def fit_learning_rates(records: Iterable[ConvergenceRecord]) -> RateFit | None:
+    """Fit examples to target against rate and batch, all trials together; None where none reached it.
 
-    The interval treats the grid's spacing as the error of each best rate, and is wide for it.
+    A trial that was stopped needs more than what it had seen.
     """
-    found = [r for r in results if r.best_rate is not None]
-    if len(found) < 3:
-        return None
-    x, y = np.log(np.array([(r.global_batch, r.best_rate) for r in found], dtype=float)).T
-    slope, intercept = (float(term) for term in np.polyfit(x, y, 1))
-    dof = len(found) - 2
-    scatter = float(((y - intercept - slope * x) ** 2).sum()) / dof
-    spacings = [math.log(r.rates[-1] / r.rates[0]) / (len(r.rates) - 1) for r in found if len(r.rates) > 1]
-    # The true best lies anywhere within half a spacing: a uniform error, of variance spacing^2 / 12.
-    grid = float(np.mean(np.square(spacings))) / 12 if spacings else 0.0
-    error = math.sqrt(max(scatter, grid) / float(((x - x.mean()) ** 2).sum()))
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, dof)) * error
-    return Estimate(
-        value=slope,
-        low=slope - half if spacings else None,
-        high=slope + half if spacings else None,
-        samples=len(found),
-        method="least squares of log best rate on log batch, error at least the grid's; t",
+    return fit_examples(
+        [
+            Trial(
+                record.plan.global_batch,
+                math.log(record.learning_rate),
+                math.nan if record.stop == "diverged" else math.log(record.examples),
+                bounded=not record.reached,
+            )
+            for record in _telling(records)
+            if record.examples or record.stop == "diverged"
+        ]
     )
+
+
+def _telling(records: Iterable[ConvergenceRecord]) -> Iterable[ConvergenceRecord]:
+    """Leave out other kinds of training runs, and those that a deadline cut: it says nothing of the rate."""
+    return (record for record in records if record.kind == "convergence" and record.stop != "deadline")
 
 
 def _result(batch: int, by_rate: dict[float, list[ConvergenceRecord]]) -> BatchResult:

@@ -197,7 +197,9 @@ def test_what_the_fits_say_of_the_workload():
     # tr(Sigma) = (3 - 1.5) / (1/16 - 1/64) = 32 and |G|^2 = (64 x 1.5 - 16 x 3) / 48 = 1.
     assert findings.noise_scale.value == pytest.approx(32, rel=0.1)
     assert findings.critical_batch.low < STUDY.critical_batch < findings.critical_batch.high
-    assert findings.learning_rate_exponent.value == pytest.approx(0.5, abs=0.01)
+    exponent = findings.learning_rate_exponent
+    assert exponent.low < 0.5 < exponent.high
+    assert exponent.value == pytest.approx(0.5, abs=0.1)
     assert findings.step_overhead_s == pytest.approx(STUDY.overhead_s, rel=0.05)
     assert findings.seconds_per_example == pytest.approx(STUDY.per_example_s, rel=0.05)
     assert findings.notes == ()

@@ -2,11 +2,11 @@ import math
 
 import numpy as np
 import pytest
-from fit_records import result, trial
+from fit_records import trial
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scaler.fit.learning_rate import BatchResult, batch_results, rate_exponent
+from scaler.fit.learning_rate import BatchResult, batch_results, fit_learning_rates
 from scaler.records import ConfirmationRecord
 
 quiet = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -97,43 +97,25 @@ def test_the_edge_of_the_grid_is_named(rates, best, edge):
     assert BatchResult(global_batch=64, rates=rates, best_rate=best, examples=examples).edge() == edge
 
 
-@pytest.mark.parametrize("exponent", [0.5, 1.0, -0.25])
-def test_the_exponent_is_recovered(exponent):
-    results = [result(b, [100], 0.05 * (b / 32) ** exponent) for b in (32, 64, 128, 256, 512)]
-    estimate = rate_exponent(results)
-    assert estimate.value == pytest.approx(exponent)
-    assert estimate.low <= estimate.value <= estimate.high
-    assert estimate.samples == 5
+def test_all_trials_are_fitted_together():
+    records = [
+        *seeds(64, 0.1, 500, 520),
+        *seeds(64, 0.3, 400, 410),
+        *seeds(64, 0.9, 700, 690),
+        *seeds(256, 0.2, 800),
+        *seeds(256, 0.6, 600),
+        *seeds(256, 1.8, 650, stop="limit"),
+    ]
+    fit = fit_learning_rates(records)
+    assert fit.trials == len(records)
+    assert fit.bracketed == {64, 256}
+    assert 0.15 < fit.best_rate(64).value < 0.5
+    assert fit.best_rate(64).value < fit.best_rate(256).value
+    cut_short = trial(64, 0.3, 10, "deadline")
+    assert fit_learning_rates([*records, cut_short]).best_rate(64) == fit.best_rate(64)
 
 
-def test_the_exponent_is_recovered_from_rates_on_a_grid():
-    grid = 0.01 * 3.0 ** np.arange(8)
-    batches = [2**k for k in range(4, 13)]
-    best = [float(grid[np.abs(np.log(grid / (0.01 * (b / 16) ** 0.7))).argmin()]) for b in batches]
-    estimate = rate_exponent(result(b, [100], r) for b, r in zip(batches, best, strict=True))
-    assert estimate.low < 0.7 < estimate.high
-    assert estimate.value == pytest.approx(0.7, abs=0.15)
-
-
-def test_one_best_rate_for_all_batches_has_the_exponent_nought():
-    estimate = rate_exponent(result(b, [100], 0.1) for b in (32, 64, 128, 256))
-    assert estimate.value == pytest.approx(0, abs=1e-9)
-
-
-@pytest.mark.parametrize("exponent", [0.0, 0.5])
-def test_the_interval_of_the_exponent_is_as_wide_as_the_grid(exponent):
-    batches = (32, 64, 128, 256)
-    fine, coarse = (
-        rate_exponent(result(b, [100], 0.1 * b**exponent, spacing) for b in batches) for spacing in (1.2, 3.0)
-    )
-    # The best rates may each lie half a step beside those tried, over an 8-fold range of batches.
-    assert coarse.high - coarse.low > 0.5 * math.log(3) / math.log(8)
-    assert 0 < fine.high - fine.low < coarse.high - coarse.low
-
-
-def test_batches_without_a_best_rate_do_not_count():
-    reached = [result(b, [100], 0.001 * b) for b in (32, 64, 128)]
-    missed = [result(4096, []), result(8192, [])]
-    assert rate_exponent([*reached, *missed]).samples == 3
-    assert rate_exponent([*reached[:2], *missed]) is None
-    assert rate_exponent([]) is None
+def test_nothing_is_fitted_where_no_trial_reached_the_target():
+    assert fit_learning_rates(seeds(64, 0.1, 500, 500, stop="limit")) is None
+    assert fit_learning_rates(seeds(64, 0.1, 500, stop="diverged")) is None
+    assert fit_learning_rates([]) is None

@@ -101,7 +101,8 @@ def test_one_batch_has_no_fit_and_says_so(records):
 
 def test_rates_show_the_best_over_all_that_were_tried(records):
     figure = rates_figure(only(records, ConvergenceRecord))
-    tried, best = figure.series
+    tried, best, fitted = figure.series
+    assert all(p.low <= p.y <= p.high for p in fitted.points)
     assert (tried.kind, len(tried.points)) == ("pale", 19)
     assert [p.x for p in best.points] == [32, 64, 128, 256, 512, 1024]
     assert "to the power 0.5" in figure.caption
