@@ -32,6 +32,8 @@ class LaunchConfig(Strict):
     """Measure only this batch plan, instead of searching for one."""
     budget_s: Annotated[Duration | None, Field(alias="budget")] = None
     """Bounds measuring: `20m`, `90s`. Default: no bound."""
+    from_checkpoint: str | None = None
+    """A state that torch.save wrote: branch it instead of training to the target."""
     zero_stage: ZeroStage = 0
     """DeepSpeed ZeRO stage of every plan."""
     seeds: PositiveInt = 3
@@ -56,6 +58,8 @@ class LaunchConfig(Strict):
         data = read_yaml(path)
         if isinstance(data, dict) and isinstance(data.get("cluster"), str):
             data = {**data, "cluster": Cluster.load(path.parent / data["cluster"])}
+        if isinstance(data, dict) and isinstance(data.get("from_checkpoint"), str):
+            data = {**data, "from_checkpoint": str((path.parent / data["from_checkpoint"]).absolute())}
         return parse(cls, data, str(path))
 
     def to_yaml(self) -> str:
@@ -71,6 +75,8 @@ class LaunchConfig(Strict):
             raise ValueError(f"plan: {plan.arithmetic()}, but the cluster has {low} to {high} workers")
         if plan is not None and plan.zero_stage != self.zero_stage:
             raise ValueError(f"plan: its zero_stage is {plan.zero_stage}, the launch's {self.zero_stage}")
+        if plan is not None and self.from_checkpoint is not None:
+            raise ValueError("from_checkpoint: branches search for a batch, and plan leaves none to find")
         if self.zero_stage and self.runtime == "local":
             raise ValueError("zero_stage: DeepSpeed needs worker processes; use runtime: ray")
         return self

@@ -14,6 +14,7 @@ _FILES = (
     "report.html",
     "fault.log",
     "regimes.html",
+    "checkpoint.pt",
 )
 
 
@@ -29,6 +30,7 @@ class RunFolder:
             self.report,
             self.fault_log,
             self.regimes_report,
+            self.checkpoint,
         ) = (path / name for name in _FILES)
 
     @classmethod

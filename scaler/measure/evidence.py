@@ -24,6 +24,7 @@ class Evidence:
         self, runtime: Runtime, run: RunFolder, budget_s: float | None, progress: Progress | None = None
     ) -> None:
         self.records = run.records()
+        self.checkpoint = run.checkpoint
         self._runtime = runtime
         self._run = run
         self._started = time.monotonic()
@@ -83,7 +84,8 @@ class Evidence:
             if self.out_of_budget():
                 return
             if isinstance(task.request, ConvergenceRequest):
-                request = dataclasses.replace(task.request, time_limit_s=self.left_s())
+                limit_s = min(task.request.time_limit_s, self.left_s())
+                request = dataclasses.replace(task.request, time_limit_s=limit_s)
                 task = dataclasses.replace(task, request=request)
             yield task
 

@@ -13,6 +13,7 @@ from scaler.fit.memory import MemoryFits, memory_for
 from scaler.fit.powers import fit_powers
 from scaler.fit.speeds import with_measured_speeds
 from scaler.launch import LaunchConfig
+from scaler.measure.branching import measure_branches, start_of, try_reference, users_start
 from scaler.measure.evidence import Evidence, plan_task
 from scaler.measure.learning_rates import search_learning_rates, trial_limit
 from scaler.measure.memory import measure_memory
@@ -43,6 +44,8 @@ def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, worker
         NothingFeasible: the model does not fit the device at micro-batch 1.
     """
     sizes = ask_sizes(evidence)
+    path = launch.from_checkpoint
+    start = users_start(evidence, path) if path is not None else None
     counts = [count for count in launch.cluster.worker_counts if count <= workers]
     batches = global_batches(workload, launch, sizes)
     fits = measure_memory(evidence, launch, sizes, counts, batches)
@@ -53,7 +56,13 @@ def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, worker
     measure_throughput(evidence, launch, fits, counts, batches)
     measure_noise(evidence, workload, fits, counts[-1])
     spread = partial(trial_plan, workload, launch, sizes, fits, workers=counts[-1])
-    search_learning_rates(evidence, workload, launch.seeds, sizes, {b: spread(b) for b in batches})
+    if path is None:
+        first = try_reference(evidence, workload, launch, sizes, spread(workload.reference.global_batch))
+        if first is None or first.stop != "deadline":
+            search_learning_rates(evidence, workload, launch.seeds, sizes, {b: spread(b) for b in batches})
+        start = start_of(evidence, first)
+    if start is not None:
+        measure_branches(evidence, workload, launch, sizes, start, spread, counts[-1])
 
 
 def ask_sizes(evidence: Evidence) -> WorkloadRecord:

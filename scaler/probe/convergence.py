@@ -3,25 +3,31 @@
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from scaler.batch import BatchPlan
+from scaler.engine.checkpoint import save_checkpoint
 from scaler.engine.data import load_data, load_train_data, rank_steps
 from scaler.engine.engine import Engine, agree, evaluate
 from scaler.engine.open import open_engine
+from scaler.engine.torch_engine import TorchEngine
 from scaler.probe.observation import observation
 from scaler.records import ConfirmationRecord, ConvergenceRecord, Evaluation, Stop
 from scaler.runtime.protocol import Probe, Rank
 from scaler.workload import Workload
+
+_STEPS_A_LOOK = 8  # at the clock: among several ranks each costs a broadcast
 
 
 @dataclass(frozen=True)
 class ConvergenceRequest:
     """Asks how many examples it takes to the target, up to `max_examples`.
 
-    The time limit is not part of the question: a trial that it cut short has no answer.
+    The time limit is not part of the question: a trial that it cut short has no answer. A trial that does not
+    reach the target leaves its state at `checkpoint`, if it names a file, for branches to go on from.
     """
 
     plan: BatchPlan
@@ -30,6 +36,7 @@ class ConvergenceRequest:
     max_examples: int
     seed: int
     time_limit_s: float = field(default=math.inf, compare=False)
+    checkpoint: str | None = field(default=None, compare=False)
 
 
 def probe_convergence(rank: Rank, workload: Workload, request: ConvergenceRequest) -> ConvergenceRecord:
@@ -61,10 +68,12 @@ class _Trial:
         """Train; give the fields of the record."""
         request, rank = self._request, self._rank
         engine = open_engine(self._workload, request.plan, rank, request.learning_rate, request.seed)
-        started = time.perf_counter()
-        stop = None
+        self._started = time.perf_counter()
+        stop: Stop | None = None
         while stop is None:
-            self._train_to_next_evaluation(engine)
+            if not self._train_to_next_evaluation(engine):
+                stop = "deadline"
+                break
             metric = evaluate(self._workload, engine.module, self._eval_data, rank, request.plan.micro_batch)
             self._curve.append(
                 Evaluation(
@@ -73,7 +82,9 @@ class _Trial:
                     metric=metric if math.isfinite(metric) else None,
                 )
             )
-            stop = self._stop(engine, elapsed_s=agree(rank, time.perf_counter() - started))
+            stop = self._stop(engine)
+        if request.checkpoint and stop != "reached" and rank.rank == 0 and isinstance(engine, TorchEngine):
+            save_checkpoint(engine, Path(request.checkpoint), self._examples)
         engine.close()
         # The target was met at the first of the two evaluations; the second confirmed it.
         examples = self._curve[-2].examples if stop == "reached" else self._examples
@@ -87,9 +98,11 @@ class _Trial:
             "examples": examples,
             "steps": examples // request.plan.global_batch,
             "curve": tuple(self._curve),
+            "time_limit_s": request.time_limit_s if stop == "deadline" else None,
         }
 
-    def _train_to_next_evaluation(self, engine: Engine) -> None:
+    def _train_to_next_evaluation(self, engine: Engine) -> bool:
+        """Train until the next evaluation is due; tell whether the time limit left time for it."""
         if not self._curve:
             self._batches = rank_steps(
                 self._workload, self._train_data, self._request.plan, self._rank.rank, self._request.seed
@@ -107,10 +120,20 @@ class _Trial:
             if self._timed:
                 self._rank.device.synchronize()
                 self.step_times_s.append(time.perf_counter() - step_start)
+            if self._is_late(self._examples // self._request.plan.global_batch):
+                break
         self._rank.device.synchronize()
         self._train_time_s += time.perf_counter() - start
+        return self._examples >= goal
 
-    def _stop(self, engine: Engine, elapsed_s: float) -> Stop | None:
+    def _is_late(self, step: int = 0) -> bool:
+        """Whether the time limit is over, on rank 0's clock; between two evaluations only some steps look."""
+        if math.isinf(self._request.time_limit_s) or step % _STEPS_A_LOOK:
+            return False
+        elapsed_s = agree(self._rank, time.perf_counter() - self._started)
+        return elapsed_s > self._request.time_limit_s
+
+    def _stop(self, engine: Engine) -> Stop | None:
         last = self._curve[-2:]
         target = self._workload.target
         if len(last) == 2 and all(e.metric is not None and target.is_met(e.metric) for e in last):
@@ -119,4 +142,4 @@ class _Trial:
             return "diverged"
         if self._examples >= self._request.max_examples:
             return "limit"
-        return "deadline" if elapsed_s > self._request.time_limit_s else None
+        return "deadline" if self._is_late() else None

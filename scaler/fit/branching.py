@@ -1,0 +1,329 @@
+"""The largest batch that does not lose, by branches of one state (Merrill et al. 2025, arXiv 2505.23971)."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import isotonic_regression
+
+from scaler.records import BranchRecord, RateRule
+from scaler.schema import Strict
+from scaler.stats import CONFIDENCE, Estimate, Floats
+
+TOLERATED = 1.25  # times the reference's examples for the same loss that is not called losing
+_WINDOW = 0.5  # the last part of a stretch, over which losses are averaged
+_SLOWEST = 100.0
+_METHOD = "paired over data orders, variance pooled over batches; t"
+_CRITICAL = "branches: (1 + B / B_crit) against the reference's; profile of the squared residuals, F"
+
+Verdict = Literal["reference", "does not lose", "undecided", "loses"]
+
+
+class BranchResult(Strict):
+    """What the branches with one global batch and rate came to."""
+
+    global_batch: int
+    learning_rate: float
+    rate_rule: RateRule
+    seeds: int
+    loss: float | None
+    """Mean training loss over the last half of the stretch; absent where a branch diverged."""
+    difference: Estimate | None
+    """Of that loss from the reference's, on the same examples."""
+    slowdown: Estimate | None
+    """How many times the reference's examples the same loss takes; without an upper end beyond 100."""
+    held_out_difference: Estimate | None
+    """Of the held-out loss at the end from the reference's."""
+    verdict: Verdict
+
+
+class BranchingFit(Strict):
+    """Which of the branched batches lose to the reference's."""
+
+    reference_batch: int
+    start_examples: int | None
+    examples: int
+    """Length of each branch."""
+    rewarm_examples: int
+    tolerance: float
+    """Loss beyond the reference's that is not called losing."""
+    results: tuple[BranchResult, ...]
+    """At each batch the rate that did best; the reference first."""
+    critical_batch: Estimate | None
+    """Batch that takes twice the fewest examples; absent where the branches cannot identify it."""
+    critical_at_least: float | None
+    """Lower end of its 90% interval, where there is no upper."""
+
+    @property
+    def best(self) -> BranchResult:
+        """The largest batch that does not lose; the reference where no larger one is shown not to."""
+        below = [r for r in self.results if self.losing is None or r.global_batch < self.losing.global_batch]
+        return [r for r in below if r.verdict in ("reference", "does not lose")][-1]
+
+    @property
+    def losing(self) -> BranchResult | None:
+        """The smallest batch that loses."""
+        return next((r for r in self.results if r.verdict == "loses"), None)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The branches with one global batch and rate, by data order."""
+
+    runs: Sequence[BranchRecord]
+
+    @property
+    def growth(self) -> float:
+        """Global batch over the reference's."""
+        return self.runs[0].plan.global_batch / self.runs[0].reference_batch
+
+    def windows(self) -> dict[int, float]:
+        """Give each seed's mean loss over the window; infinite where it diverged."""
+        return {run.seed: _window_mean(run) for run in self.runs}
+
+    def held_out(self) -> dict[int, float]:
+        """Give each seed's held-out loss at the end; infinite where it diverged."""
+        losses = {run.seed: run.held_out_loss for run in self.runs}
+        return {seed: float("inf") if loss is None else loss for seed, loss in losses.items()}
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds; infinite where one diverged."""
+        return float(np.mean(list(self.windows().values())))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no branch diverged."""
+        return bool(np.isfinite(self.mean + sum(self.held_out().values())))
+
+    def positions(self) -> Floats:
+        """Tell how many examples the network had seen, on average, when the window's losses were taken."""
+        run = self.runs[0]
+        return _middles(run)[_first(run) :]
+
+
+def fit_branching(records: Iterable[BranchRecord]) -> BranchingFit | None:
+    """Compare branches with the reference's; None without branches of the reference and of another batch.
+
+    Branches with one seed see the same examples in the same order, so their losses are compared pair by
+    pair. A loss is taken before its step: larger steps take theirs after fewer examples on average, and the
+    reference's own curve corrects for that.
+    """
+    groups = _best_rates(_groups(records))
+    reference = next((group for group in groups if group.growth == 1), None)
+    if reference is None or len(groups) < 2 or not reference.is_finite:
+        return None
+    curve = _Curve.of(reference.runs)
+    rise = partial(_rise, curve, reference)
+    trained = [_differences(g.windows(), reference.windows()) - rise(g) for g in groups]
+    held_out = [_differences(g.held_out(), reference.held_out()) for g in groups]
+    tolerance = max(rise(reference, TOLERATED), _spread(reference.windows()))
+    results = [
+        _result(group, own, other, partial(rise, reference), (tolerance, _spread(reference.held_out())))
+        for group, own, other in zip(groups, _estimates(trained), _estimates(held_out), strict=True)
+    ]
+    critical, at_least = _critical_batch(groups, curve)
+    first = reference.runs[0]
+    return BranchingFit(
+        reference_batch=first.reference_batch,
+        start_examples=first.start_examples,
+        examples=first.examples,
+        rewarm_examples=first.rewarm_examples,
+        tolerance=tolerance,
+        results=tuple(results),
+        critical_batch=critical,
+        critical_at_least=at_least,
+    )
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """The reference's mean training loss against examples: never rising, beyond its end on the last slope."""
+
+    examples: Floats
+    loss: Floats
+
+    @classmethod
+    def of(cls, runs: Sequence[BranchRecord]) -> "_Curve":
+        losses = np.array([run.losses for run in runs], dtype=np.float64)
+        falling: Floats = isotonic_regression(losses.mean(axis=0), increasing=False).x
+        return cls(_middles(runs[0]), falling)
+
+    def __call__(self, examples: Floats) -> Floats:
+        x, y = self.examples, self.loss
+        slope = (y[-1] - y[len(y) // 2]) / max(x[-1] - x[len(x) // 2], 1.0)
+        found: Floats = np.interp(examples, x, y) + slope * np.maximum(0.0, examples - x[-1])
+        return found
+
+
+def _groups(records: Iterable[BranchRecord]) -> list[_Group]:
+    """Group branches by batch and rate; of several studies in one run, the one with the most branches."""
+    studies: dict[object, list[BranchRecord]] = defaultdict(list)
+    for r in records:
+        studies[r.start_examples, r.examples, r.reference_batch, r.rewarm_examples].append(r)
+    groups: dict[tuple[int, float], list[BranchRecord]] = defaultdict(list)
+    largest = max(studies.values(), key=lambda study: len(study), default=[])
+    for record in sorted(largest, key=lambda r: r.seed):
+        groups[record.plan.global_batch, record.learning_rate].append(record)
+    return [_Group(groups[key]) for key in sorted(groups)]
+
+
+def _best_rates(groups: Sequence[_Group]) -> list[_Group]:
+    """Keep of each batch the rate with the least loss, smallest batch first."""
+    best: dict[int, _Group] = {}
+    for group in groups:
+        batch = group.runs[0].plan.global_batch
+        if batch not in best or group.mean < best[batch].mean:
+            best[batch] = group
+    return [best[batch] for batch in sorted(best)]
+
+
+def _middles(run: BranchRecord) -> Floats:
+    part = run.examples / run.points
+    return np.array([part * i + (part - run.plan.global_batch) / 2 for i in range(run.points)])
+
+
+def _first(run: BranchRecord) -> int:
+    return int((1 - _WINDOW) * run.points)
+
+
+def _window_mean(run: BranchRecord) -> float:
+    finite = [loss for loss in run.losses if loss is not None]
+    return float(np.mean(finite[_first(run) :])) if len(finite) == run.points else float("inf")
+
+
+def _rise(curve: _Curve, reference: _Group, group: _Group, slowdown: float = 1.0) -> float:
+    """Loss above the reference's if the group goes through the reference's curve so many times slower."""
+    return float((curve(group.positions() / slowdown) - curve(reference.positions())).mean())
+
+
+def _differences(own: Mapping[int, float], others: Mapping[int, float]) -> Floats:
+    """Take the differences of the seeds that both have, where all are finite: [seed]."""
+    return np.array([own[seed] - others[seed] for seed in own if seed in others])
+
+
+def _spread(losses: Mapping[int, float]) -> float:
+    """Standard deviation between data orders; 0 of a single one."""
+    return float(np.std(list(losses.values()), ddof=1)) if len(losses) > 1 else 0.0
+
+
+def _estimates(samples: Sequence[Floats]) -> list[Estimate | None]:
+    """Estimate each batch's mean difference, variance pooled over batches; the first is the reference."""
+    told = [sample for sample in samples[1:] if len(sample) and np.isfinite(sample).all()]
+    dof = sum(len(sample) - 1 for sample in told)
+    variance = sum(float(((sample - sample.mean()) ** 2).sum()) for sample in told) / max(dof, 1)
+    quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, dof)) if dof else math.inf
+    found: list[Estimate | None] = [None]
+    for sample in samples[1:]:
+        estimate = None
+        if len(sample) and np.isfinite(sample).all():
+            half = quantile * math.sqrt(variance / len(sample)) if dof else None
+            value = float(sample.mean())
+            ends = (None, None) if half is None else (value - half, value + half)
+            estimate = Estimate(value=value, low=ends[0], high=ends[1], samples=len(sample), method=_METHOD)
+        found.append(estimate)
+    return found
+
+
+def _slowdown(difference: Estimate, rise: Callable[[float], float]) -> Estimate | None:
+    """Read off the reference's curve how many times its examples the same loss takes."""
+    times = np.geomspace(0.5, _SLOWEST, 300)
+    rises = np.maximum.accumulate([rise(float(r)) for r in times])
+    if rises[-1] <= rises[0] or difference.value > rises[-1]:
+        return None
+
+    def read(loss: float | None) -> float | None:
+        return None if loss is None or loss > rises[-1] else float(np.interp(loss, rises, times))
+
+    return difference.model_copy(
+        update={
+            "value": float(np.interp(difference.value, rises, times)),
+            "low": read(difference.low),
+            "high": read(difference.high),
+            "method": f"{difference.method}; read off the reference's curve",
+        }
+    )
+
+
+def _result(
+    group: _Group,
+    difference: Estimate | None,
+    held_out: Estimate | None,
+    rise: Callable[[float], float],
+    tolerances: tuple[float, float],
+) -> BranchResult:
+    first = group.runs[0]
+    is_reference = group.growth == 1
+    return BranchResult(
+        global_batch=first.plan.global_batch,
+        learning_rate=first.learning_rate,
+        rate_rule=first.rate_rule,
+        seeds=len(group.runs),
+        loss=group.mean if group.is_finite else None,
+        difference=difference,
+        slowdown=_slowdown(difference, rise) if difference is not None else None,
+        held_out_difference=held_out,
+        verdict="reference" if is_reference else _verdict(group, (difference, held_out), tolerances),
+    )
+
+
+def _verdict(
+    group: _Group, differences: tuple[Estimate | None, Estimate | None], tolerances: tuple[float, float]
+) -> Verdict:
+    """Judge by the training loss, and by the held-out loss where that is surely worse."""
+    trained, held_out = differences
+    if not group.is_finite:
+        return "loses"
+    if trained is None or held_out is None or trained.low is None or held_out.low is None:
+        return "undecided"
+    if trained.low > tolerances[0] or held_out.low > tolerances[1]:
+        return "loses"
+    return "does not lose" if (trained.high or 0.0) <= tolerances[0] else "undecided"
+
+
+def _critical_batch(groups: Sequence[_Group], curve: _Curve) -> tuple[Estimate | None, float | None]:
+    """Fit B_crit to (B_crit + k B) / (B_crit + B), how much slower than the reference k times its batch is.
+
+    The hyperbola of McCandlish et al. 2018 (arXiv 1812.06162, eq. 2.11), on the stretch. Data orders have
+    effects of their own. A batch that is slower than even k times fell to its rate, and says nothing here.
+    Gives (the estimate or None, the lower end of an interval without an upper or None).
+    """
+    reference = groups[0]
+    told = []
+    for group in groups:
+        pairs = _differences(group.windows(), reference.windows())
+        if len(pairs) and pairs.mean() <= max(_rise(curve, reference, group, group.growth), 0.0):
+            told.append(group)
+    seeds = sorted(set.intersection(*(set(group.windows()) for group in [reference, *told])))
+    losses = np.array([[group.windows()[seed] for seed in seeds] for group in told])
+    dof = losses.size - len(seeds) - 1
+    if len(told) < 2 or dof < 1:
+        return None, None
+    batch = float(reference.runs[0].reference_batch)
+    grid = np.geomspace(batch / 32, 32 * batch * told[-1].growth, 400)
+    squares = np.array(
+        [
+            _squares(losses, [_rise(curve, reference, g, (c + g.growth * batch) / (c + batch)) for g in told])
+            for c in grid
+        ]
+    )
+    quantile = float(stats.f.ppf(CONFIDENCE, 1, dof))
+    held = np.flatnonzero(squares <= squares.min() * (1 + quantile / dof))
+    low, high = float(grid[held[0]]), float(grid[held[-1]])
+    if held[-1] == len(grid) - 1:
+        return None, low if held[0] > 0 else None
+    if held[0] == 0:
+        return None, None
+    value = float(grid[int(np.argmin(squares))])
+    return Estimate(value=value, low=low, high=high, samples=losses.size, method=_CRITICAL), None
+
+
+def _squares(losses: Floats, rises: Sequence[float]) -> float:
+    """Sum the squares of losses [batch, seed] around the rises, each seed's mean taken off."""
+    left = losses - np.array(rises)[:, None]
+    return float(((left - left.mean(axis=0)) ** 2).sum())
