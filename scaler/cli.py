@@ -362,7 +362,7 @@ def _regimes(options: argparse.Namespace) -> None:
     with TerminalProgress() as progress:
         found = compare_regimes(launch, resume=options.resume, force=options.force, progress=progress)
     if options.json:
-        print(json.dumps(regimes_data(found, options.workload), indent=2))
+        print(json.dumps(regimes_data(found), indent=2))
     else:
         print_regimes(found)
     print(f"\nreport: {Path(options.out) / 'regimes.html'}", file=sys.stderr)

@@ -95,7 +95,7 @@ def compare_regimes(
         _keep_trace(run, error)
         raise
     assert isinstance(record, RegimesRecord)
-    write_atomically(run.regimes_report, render_regimes(record, workload.name))
+    write_atomically(run.regimes_report, render_regimes(record))
     return fit_regimes(record)
 
 
@@ -141,8 +141,7 @@ def report(run: str | Path) -> Path:
     records = folder.records()
     compared = [record for record in records if isinstance(record, RegimesRecord)]
     if compared:
-        name = LaunchConfig.load(folder.launch).workload
-        write_atomically(folder.regimes_report, render_regimes(compared[-1], name))
+        write_atomically(folder.regimes_report, render_regimes(compared[-1]))
     if compared and len(compared) == len(records):
         return folder.regimes_report
     _write(folder, recommend(run))

@@ -61,6 +61,10 @@ class WorkloadRecord(Observation):
     parameters: PositiveInt
     batch_statistics: tuple[str, ...]
     """Modules whose output depends on the rest of the micro-batch (BatchNorm)."""
+    optimizer: str = ""
+    """Its class, such as AdamW; empty in records that did not look."""
+    betas: tuple[float, ...] = ()
+    """Of its first group of parameters, where it has any."""
     spread_matters: bool = False
     """Whether the workload says that convergence depends on how a batch is spread."""
 
@@ -259,7 +263,7 @@ class BatchRegime(Strict):
     curve: CostCurve | None = None
     path: tuple[Snapshot, ...] = ()
     spans_plane: bool = False
-    """Whether the path took part in choosing the plane: it ended, and below the cost it started from."""
+    """Whether the path took part in choosing the plane: it dropped by a tenth of the largest drop in cost."""
 
 
 class Contour(Strict):
@@ -274,6 +278,7 @@ class RegimesRecord(Observation):
     """Batch size 1, mini-batches and the full batch side by side, from the same weights."""
 
     kind: Literal["regimes"] = "regimes"
+    name: str
     budget_s: PositiveFloat
     train_examples: PositiveInt
     data_examples: PositiveInt

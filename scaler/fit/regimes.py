@@ -45,6 +45,8 @@ class RegimeFit(Strict):
     start_cost: float | None
     end_cost: float | None
     lowest_cost: float | None
+    spans_plane: bool
+    """Whether the path took part in choosing the plane; one that got nowhere does not."""
     end: tuple[float, float] | None
     """Where in the plane the path ends."""
     arrival: Arrival | None
@@ -53,6 +55,7 @@ class RegimeFit(Strict):
 class RegimesFit(Strict):
     """All regimes of a record, smallest batch first."""
 
+    workload: str
     train_examples: int
     data_examples: int
     sample_examples: int
@@ -68,6 +71,7 @@ def fit_regimes(record: RegimesRecord) -> RegimesFit:
     """Read a record's regimes."""
     common = _common_cost(record.regimes)
     return RegimesFit(
+        workload=record.name,
         train_examples=record.train_examples,
         data_examples=record.data_examples,
         sample_examples=record.sample_examples,
@@ -101,6 +105,7 @@ def _fit(regime: BatchRegime, data_examples: int, common: float | None) -> Regim
         start_cost=costs[0] if costs else None,
         end_cost=regime.path[-1].cost if ended else None,
         lowest_cost=min(costs, default=None),
+        spans_plane=regime.spans_plane,
         end=(regime.path[-1].x, regime.path[-1].y) if ended else None,
         arrival=_arrival(regime, common, batch / data_examples) if common is not None else None,
     )

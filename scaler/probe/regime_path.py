@@ -20,6 +20,8 @@ from scaler.runtime.protocol import Rank
 from scaler.workload import Workload
 
 SINGLE_STEPS, BLOCKS = 250, 250  # of a curve: the first steps one by one, then so many blocks at most
+ENDED = ("limit", "deadline")  # with weights to look at
+NOWHERE = 0.1  # of the largest drop in cost; who drops by less got nowhere
 _ONE_VALUE = "more than 1 value per channel"  # torch's words where BatchNorm meets a single value
 
 
@@ -72,12 +74,19 @@ class Path:
             spans_plane=spans_plane,
         )
 
-    def improves(self, costs: Sequence[float]) -> bool:
-        """Whether it ended, and below the cost it started from: else it would stretch the plane."""
-        if self.stop in ("diverged", "undefined"):
-            return False
-        first, last = costs[self.moments[0].row], costs[self.moments[-1].row]
-        return math.isfinite(last) and last < first
+    def last_cost(self) -> float:
+        """Average the last tenth of its steps' costs."""
+        return float(np.mean(self.costs[-max(1, len(self.costs) // 10) :]))
+
+
+def progressing(paths: Sequence[Path], costs: Sequence[float]) -> list[bool]:
+    """Say which paths ended well below the cost they started from: others would stretch the plane."""
+    drops = [
+        costs[path.moments[0].row] - costs[path.moments[-1].row] if path.stop in ENDED else -math.inf
+        for path in paths
+    ]
+    most = max((drop for drop in drops if math.isfinite(drop)), default=0.0)
+    return [drop > NOWHERE * max(0.0, most) for drop in drops]
 
 
 def train_path(
@@ -168,4 +177,4 @@ def thinned(costs: Sequence[float], times_s: Sequence[float]) -> CostCurve:
 def _reason(error: WorkloadError) -> str:
     if _ONE_VALUE in error.message:
         return "batch statistics of one example are undefined"
-    return f"a batch of one example fails: {error.message}"
+    return f"a batch of one example fails: {error.message.splitlines()[0]}"

@@ -18,7 +18,7 @@ from scaler.engine.torch_engine import TorchEngine
 from scaler.errors import BadInput
 from scaler.probe.cost_surface import CostSurface
 from scaler.probe.observation import observation
-from scaler.probe.regime_path import Path, train_path
+from scaler.probe.regime_path import ENDED, NOWHERE, Path, progressing, train_path
 from scaler.probe.trajectories import Weights, principal_plane
 from scaler.probe.workload import batch_statistics
 from scaler.records import RegimesRecord
@@ -27,10 +27,10 @@ from scaler.units import format_seconds
 from scaler.workload import Workload
 
 MINI_BATCHES = (64, 128, 256, 512)
-SMALLER_RATE = 0.1  # tried besides at size 1, and where a regime diverges
+SMALLER_RATE = 0.1  # tried besides at size 1, and where a regime diverges or gets nowhere
 
 _EPOCHS, _ITERATIONS = 20, 200  # a regime does so many epochs, and no fewer than so many steps
-_FULL_STEPS = 20  # of the full batch that must fit into a regime's time, else the data is cut
+_FULL_STEPS = 50  # of the full batch that must fit into a regime's time, else the data is cut
 _FEWEST_EXAMPLES = 128  # that data is cut to
 _FIRST_PASS, _LARGEST_PASS, _PASS_SHARE = 16, 4096, 0.005  # examples, examples, share of the budget
 _TRAINING_SHARE, _COST_SHARE = 0.6, 0.3  # of the budget; the rest is for finding out how fast all is
@@ -51,7 +51,8 @@ def probe_regimes(rank: Rank, workload: Workload, request: RegimesRequest) -> Re
     """Train every regime, then take the cost along their paths and on a grid around them.
 
     Raises:
-        BadInput: there are fewer than two examples, or the budget is too short for any full batch.
+        BadInput: there are fewer than two examples, the budget is too short for any full batch, or the loss
+            is not finite from the start.
         WorkloadError: a function of the workload raises at a batch larger than 1.
     """
     if rank.device.kind != "cuda":
@@ -76,20 +77,22 @@ def probe_regimes(rank: Rank, workload: Workload, request: RegimesRequest) -> Re
         before = time.perf_counter()
         costs = [surface.cost(row) for row in rows]
         cost_s = (time.perf_counter() - before) / len(rows)
-        spanning = [moment.row for path in paths if path.improves(costs) for moment in path.moments]
+        in_plane = progressing(paths, costs)
+        spanning = [m.row for path, spans in zip(paths, in_plane, strict=True) if spans for m in path.moments]
         plane = principal_plane(rows, spanning or range(len(rows)))
         at = plane.coordinates(rows)
         points = (started + limit_s - time.perf_counter()) / cost_s
         side = max(_FEWEST_GRID, min(_GRID, math.isqrt(max(0, int(points)))))
         return RegimesRecord(
             **observation(probe_regimes, rank, request),
+            name=workload.name,
             budget_s=request.budget_s,
             train_examples=len(dataset),
             data_examples=len(data),
             sample_examples=sample,
             parameters=parameters,
             batch_statistics=batch_statistics(module),
-            regimes=tuple(path.regime(costs, at, path.improves(costs)) for path in paths),
+            regimes=tuple(path.regime(costs, at, spans) for path, spans in zip(paths, in_plane, strict=True)),
             explained=plane.explained,
             contour=surface.contour(plane, at[spanning], side) if spanning else None,
         )
@@ -120,8 +123,15 @@ def _train(
         )
         time_limit_s = (ends - time.perf_counter()) / (len(asked) + 1)
         train_path(path, rank, workload, data, request.seed, weights, snapshots, time_limit_s)
+        if path.stop == "diverged" and not path.costs and not paths:
+            raise BadInput(
+                f"workload {workload.name!r}: loss() of {size} examples is not finite at the initial weights",
+                hint="call loss on one batch in a Python session; look for infinite or missing inputs",
+            )
         paths.append(path)
-        if path.stop == "diverged" and factor == 1.0 and (size, SMALLER_RATE) not in asked:
+        progress = [paths[0].costs[0] - other.last_cost() for other in paths if other.stop in ENDED]
+        failed = path.stop not in ENDED or progress[-1] <= NOWHERE * max(progress)
+        if failed and factor == 1.0 and (size, SMALLER_RATE) not in asked:
             asked.insert(0, (size, SMALLER_RATE))
         if path.stop == "undefined":
             asked = [other for other in asked if other[0] != size]
@@ -135,17 +145,17 @@ def _largest_pass(rank: Rank, workload: Workload, dataset: Any, request: Regimes
     rate, slow_s = workload.reference.learning_rate, _PASS_SHARE * request.budget_s
     engine = TorchEngine(workload, BatchPlan.equal(most, 1, 1), rank, rate, request.seed)
     while True:
-        batches = rank_steps(workload, dataset, BatchPlan.equal(size, 1, 1), 0, request.seed)
+        batch = next(rank_steps(workload, dataset, BatchPlan.equal(size, 1, 1), 0, request.seed))
         try:
             with rank.device.memory():
-                engine.step(next(batches), 0.0)
+                engine.step(batch, 0.0)
         except torch.OutOfMemoryError:
             engine.optimizer.zero_grad(set_to_none=True)
             if found[0] or size == 1:
                 break
             size //= 2
             continue
-        pass_s = _fastest_s(rank, partial(engine.step, next(batches), 0.0), slow_s)
+        pass_s = _fastest_s(rank, partial(engine.step, batch, 0.0), slow_s)
         found = (size, pass_s / size)
         if size == most or pass_s > slow_s:
             break

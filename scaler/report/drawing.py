@@ -18,7 +18,7 @@ from scaler.report.ticks import spread_ticks, tick_label
 
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # Okabe & Ito
 _MARKERS = "osD^vPX"
-_LEVELS = 14  # of a contour
+_LEVELS, _STEEPEST = 14, 0.9  # of a contour; share of the plane below its highest level
 _INK, _GRID = "#333333", "#e4e4e4"
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -66,16 +66,16 @@ def _colours(figure: Figure) -> list[str]:
 def _draw_surface(axes: Axes, surface: Surface) -> None:
     """Draw contours whose levels are steps of one factor, a number on each; None counts as the highest."""
     heights = np.array(surface.height, dtype=float)  # None is nan
+    if np.isnan(heights).all():
+        return
     heights = np.where(np.isnan(heights), np.nanmax(heights), heights)
-    if heights.min() <= 0 or heights.min() == heights.max():
-        levels = np.linspace(heights.min(), heights.max(), _LEVELS)
-    else:
-        levels = np.geomspace(heights.min(), heights.max(), _LEVELS)
-    shown = dict.fromkeys(float(f"{level:.2g}") for level in levels[1:-1])
-    lines = axes.contour(
-        surface.x, surface.y, heights, levels=list(shown), colors="#9a9a9a", linewidths=0.7, zorder=1
-    )
-    axes.clabel(lines, fontsize=7, fmt="%g", colors="#6a6a6a")
+    low, high = float(heights.min()), float(np.quantile(heights, _STEEPEST))
+    levels = np.geomspace(low, high, _LEVELS) if low > 0 else np.linspace(low, high, _LEVELS)
+    shown = sorted({rounded for level in levels if low < (rounded := float(f"{level:.2g}")) < high})
+    if shown:
+        style: dict[str, Any] = {"colors": "#9a9a9a", "linewidths": 0.7, "zorder": 1}
+        lines = axes.contour(surface.x, surface.y, heights, levels=shown, **style)
+        axes.clabel(lines, fontsize=7, fmt="%g", colors="#6a6a6a")
 
 
 def _draw_series(axes: Axes, series: Series, colour: str) -> None:

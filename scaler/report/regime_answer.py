@@ -34,22 +34,21 @@ def print_regimes(fit: RegimesFit, console: Console | None = None) -> None:
     (console or make_console()).print(Group(*parts))
 
 
-def regimes_data(fit: RegimesFit, workload: str) -> dict[str, Any]:
+def regimes_data(fit: RegimesFit) -> dict[str, Any]:
     """Give everything found, and the sentences, as data for JSON."""
     return {
-        "workload": workload,
         **fit.model_dump(mode="json"),
         "findings": regime_sentences(fit),
         "method": how_sentences(fit),
     }
 
 
-def render_regimes(record: RegimesRecord, workload: str) -> str:
+def render_regimes(record: RegimesRecord) -> str:
     """Write the page: sentences, pictures, the table, and how it was measured."""
     fit = fit_regimes(record)
     return load_template("regimes.html").render(
         title=_TITLE,
-        workload=workload,
+        workload=record.name,
         sentences=regime_sentences(fit),
         # draw() escapes its own text; nothing else is trusted.
         figures=[(f.name, f.title, Markup(draw(f)), f.caption) for f in regime_figures(record, fit)],

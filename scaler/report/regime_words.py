@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from scaler.fit.regimes import RegimeFit, RegimesFit
-from scaler.report.wording import NOT_MEASURED, counted, interval
+from scaler.report.wording import counted, interval
 from scaler.stats import Estimate
 from scaler.units import format_count, format_seconds
 
@@ -26,6 +26,8 @@ REGIME_NOTE = (
     "examples a step drew. 90% intervals are within this one run: seeds were not repeated."
 )
 
+_ABSENT = "-"
+_NAMED = 3  # modules that are listed
 _ENDS = {"limit": "plan", "deadline": "time", "diverged": "DIVERGED", "undefined": "not measurable"}
 
 
@@ -37,6 +39,11 @@ def regime_name(regime: RegimeFit, fit: RegimesFit) -> str:
     return name if regime.rate_factor == 1 else f"{name} at {regime.rate_factor:g} x rate"
 
 
+def format_cost(cost: float) -> str:
+    """Write a cost to three digits: one that diverges has dozens."""
+    return f"{cost:.3g}"
+
+
 def regime_rows(fit: RegimesFit) -> list[list[tuple[str, str]]]:
     """Make a table line for each regime: cells of (value, 90% interval or nothing)."""
     return [_row(regime, fit) for regime in fit.regimes]
@@ -44,11 +51,11 @@ def regime_rows(fit: RegimesFit) -> list[list[tuple[str, str]]]:
 
 def _row(regime: RegimeFit, fit: RegimesFit) -> list[tuple[str, str]]:
     def estimated(estimate: Estimate | None, seconds: bool = False) -> tuple[str, str]:
-        form = format_seconds if seconds else format_count
-        return (form(estimate.value), interval(estimate, form)) if estimate else (NOT_MEASURED, "")
+        form = format_seconds if seconds else format_cost
+        return (form(estimate.value), interval(estimate, form)) if estimate else (_ABSENT, "")
 
-    rises = NOT_MEASURED if regime.rises is None else f"{regime.rises:.0%}"
-    end = NOT_MEASURED if regime.end_cost is None else format_count(regime.end_cost)
+    rises = _ABSENT if regime.rises is None else f"{regime.rises:.0%}"
+    end = _ABSENT if regime.end_cost is None else format_cost(regime.end_cost)
     return [
         (regime_name(regime, fit), ""),
         (f"{regime.learning_rate:g}", ""),
@@ -88,7 +95,8 @@ def how_sentences(fit: RegimesFit) -> list[str]:
         data,
         "All regimes start from the same weights. The learning rate is the reference's times the square root "
         "of batch over reference batch, which keeps the variance of a step alike (Krizhevsky 2014, arXiv "
-        "1404.5997); a tenth of it was tried besides at size 1, and where a regime diverged.",
+        "1404.5997); a tenth of it was tried besides at size 1, and where a regime diverged or made "
+        "no real progress (less than a tenth of the largest drop in cost).",
         "A regime does 20 epochs and at least 200 steps, or what fits into an equal share of 60% of the "
         f"budget of {format_seconds(fit.budget_s)}; 30% of it is for the costs at snapshots and on the "
         "contour.",
@@ -103,18 +111,20 @@ def how_sentences(fit: RegimesFit) -> list[str]:
             + "."
         )
     if fit.batch_statistics:
+        more = " ..." if len(fit.batch_statistics) > _NAMED else ""
         parts.append(
-            f"The model has batch statistics ({counted(len(fit.batch_statistics), 'module')}, the first "
-            f"{fit.batch_statistics[0]}): taken over one pass, in training and in the cost."
+            f"The model has batch statistics ({counted(len(fit.batch_statistics), 'module')}: "
+            f"{', '.join(fit.batch_statistics[:_NAMED])}{more}), taken over one pass in training and in the "
+            "cost."
         )
     return parts
 
 
 def _lesson(fit: RegimesFit) -> str:
     noises = [
-        f"{format_count(r.noise.value)} at batch {regime_name(r, fit)} ({r.rises:.0%} of the steps went up)"
-        for r in _trained(fit)
-        if r.noise is not None and r.rises is not None and r.rate_factor == 1
+        f"{format_cost(r.noise.value)} at batch {regime_name(r, fit)} ({r.rises:.0%} of the steps went up)"
+        for r in _of_each_size(fit)
+        if r.noise is not None and r.rises is not None
     ]
     if len(noises) < 2:
         return ""
@@ -124,14 +134,14 @@ def _lesson(fit: RegimesFit) -> str:
 def _time_sentence(fit: RegimesFit) -> str:
     times = [
         f"{format_seconds(r.epoch_time_s.value)} at batch {format_count(r.batch)}"
-        for r in _trained(fit)
-        if r.epoch_time_s is not None and r.rate_factor == 1
+        for r in _of_each_size(fit)
+        if r.epoch_time_s is not None
     ]
     return f"An epoch takes {listed(times)}." if len(times) > 1 else ""
 
 
 def _common_sentence(fit: RegimesFit) -> str:
-    there = [(r, r.arrival) for r in _trained(fit) if r.arrival is not None]
+    there = [(r, r.arrival) for r in fit.regimes if r.spans_plane and r.arrival is not None]
     if fit.common_cost is None or len(there) < 2:
         return ""
     first, arrival = min(there, key=lambda pair: pair[1].time_s)
@@ -141,7 +151,7 @@ def _common_sentence(fit: RegimesFit) -> str:
         if r is not first
     ]
     return (
-        f"A cost of {format_count(fit.common_cost)}, the lowest that all reached, batch "
+        f"A cost of {format_cost(fit.common_cost)}, the lowest that all reached, batch "
         f"{regime_name(first, fit)} has first, after "
         f"{_took(arrival.time_s, arrival.epochs, arrival.iterations)}; {listed(others)}."
     )
@@ -155,8 +165,8 @@ def _end_sentence(fit: RegimesFit) -> str:
     ended = [r for r in fit.regimes if r.end_cost is not None and r.start_cost is not None]
     if not ended:
         return ""
-    ends = [f"{format_count(r.end_cost or 0)} at batch {regime_name(r, fit)}" for r in ended]
-    return f"The paths start at a cost of {format_count(ended[0].start_cost or 0)} and end at {listed(ends)}."
+    ends = [f"{format_cost(r.end_cost or 0)} at batch {regime_name(r, fit)}" for r in ended]
+    return f"The paths start at a cost of {format_cost(ended[0].start_cost or 0)} and end at {listed(ends)}."
 
 
 def _smaller_rate_sentence(fit: RegimesFit) -> str:
@@ -165,21 +175,21 @@ def _smaller_rate_sentence(fit: RegimesFit) -> str:
         return ""
     large, small = single
     assert large.unrest is not None and small.unrest is not None
-    if small.unrest.value <= 0:
+    if small.unrest.value <= 0 or large.stop == "diverged" or small.stop == "diverged":
         return ""
     ratio = large.unrest.value / small.unrest.value
     change = f"{format_count(ratio)} times less" if ratio >= 1 else f"{format_count(1 / ratio)} times more"
     ends = ""
     if large.end_cost is not None and small.end_cost is not None:
         ends = (
-            f"; it ends at a cost of {format_count(small.end_cost)} after "
-            f"{counted(small.iterations, 'step')} instead of {format_count(large.end_cost)} after "
+            f"; it ends at a cost of {format_cost(small.end_cost)} after "
+            f"{counted(small.iterations, 'step')} instead of {format_cost(large.end_cost)} after "
             f"{format_count(large.iterations)}"
         )
     return (
         f"At size 1 a learning rate of {small.learning_rate:g} instead of {large.learning_rate:g} makes the "
         f"cost over all sampled examples move {change} between snapshots "
-        f"({format_count(small.unrest.value)} instead of {format_count(large.unrest.value)}){ends}."
+        f"({format_cost(small.unrest.value)} instead of {format_cost(large.unrest.value)}){ends}."
     )
 
 
@@ -194,18 +204,22 @@ def _fault_sentences(fit: RegimesFit) -> list[str]:
             )
         elif regime.stop == "undefined":
             found.append(f"{name} is not measurable: {regime.reason}.")
-        elif regime.start_cost is not None and (
-            regime.end_cost is None or regime.end_cost >= regime.start_cost
-        ):
+        elif not regime.spans_plane and regime.start_cost is not None and regime.end_cost is not None:
             found.append(
-                f"{name} ended no better than it started, at learning rate {regime.learning_rate:g}; its "
-                "path has no part in choosing the plane."
+                f"{name} made no real progress at learning rate {regime.learning_rate:g}: from a cost of "
+                f"{format_cost(regime.start_cost)} to {format_cost(regime.end_cost)} in "
+                f"{counted(regime.iterations, 'step')} (lowest on the way: "
+                f"{format_cost(regime.lowest_cost or 0)}); its path has no part in choosing the plane."
             )
     return found
 
 
-def _trained(fit: RegimesFit) -> list[RegimeFit]:
-    return [regime for regime in fit.regimes if regime.stop in ("limit", "deadline")]
+def _of_each_size(fit: RegimesFit) -> list[RegimeFit]:
+    """Give one regime a batch that ended: the first that made progress, else the first."""
+    ended = [regime for regime in fit.regimes if regime.stop in ("limit", "deadline")]
+    chosen = {regime.batch: regime for regime in reversed(ended)}
+    chosen |= {regime.batch: regime for regime in reversed(ended) if regime.spans_plane}
+    return sorted(chosen.values(), key=lambda regime: regime.batch)
 
 
 def _ends_of(items: Sequence[str]) -> list[str]:

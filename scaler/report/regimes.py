@@ -1,6 +1,8 @@
 """Figures of batch size 1, mini-batches and the full batch: cost curves, and the paths over the contour."""
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -8,13 +10,13 @@ import numpy as np
 from scaler.fit.regimes import RegimeFit, RegimesFit
 from scaler.records import BatchRegime, CostCurve, RegimesRecord
 from scaler.report.figure import Axis, Figure, Point, Series, Surface
-from scaler.report.regime_words import listed, regime_name
+from scaler.report.regime_words import format_cost, listed, regime_name
 from scaler.report.wording import amount, counted
 from scaler.stats import Floats
 from scaler.units import format_count, format_seconds
 
 _SMOOTHED = 40  # points of a smoothed curve, evenly spread over the logarithm of steps
-_BELOW = 3.0  # factor below the lowest smoothed cost at which a curve leaves the picture
+_BELOW, _ABOVE = 3.0, 10.0  # factors from the smoothed costs to where the picture ends
 
 Shown = Sequence[tuple[BatchRegime, RegimeFit]]
 Place = Callable[[BatchRegime, CostCurve], Floats]
@@ -71,15 +73,16 @@ def paths_figure(record: RegimesRecord, fit: RegimesFit) -> Figure | None:
             regime.path,
         )
         points = tuple(Point(s.x, s.y) for s in inside)
-        if len(points) > 1:
-            whole = len(points) == len(regime.path) and regime.stop != "diverged"
-            label = "batch " + regime_name(own, fit) + ("" if whole else ", leaves")
-            series.append(Series(label, points, "path", group))
+        if len(points) > 1 and len(points) == len(regime.path) and regime.stop != "diverged":
+            series.append(Series(f"batch {regime_name(own, fit)}", points, "path", group))
+        elif len(points) > 1:
+            series.append(Series(f"batch {regime_name(own, fit)}, leaves", points, "trace", group))
+            series.append(Series("", points[-1:], "failed", group))
     if not series:
         return None
     start = series[0].points[0]
     series.append(Series("start", (start,), "start", 0))
-    ends = [f"{regime_name(own, fit)} at {format_count(own.end_cost)}" for own in fit.regimes if own.end_cost]
+    ends = [f"{regime_name(own, fit)} at {format_cost(own.end_cost)}" for own in fit.regimes if own.end_cost]
     first, second = record.explained
     snapshots = max(len(regime.path) for regime in record.regimes)
     return Figure(
@@ -101,21 +104,27 @@ def paths_figure(record: RegimesRecord, fit: RegimesFit) -> Figure | None:
 
 def _cost_figure(name: str, axis: Axis, place: Place, finding: str, shown: Shown, fit: RegimesFit) -> Figure:
     smooth = [_smoothed(regime, place) for regime, _ in shown]
-    lowest = min(point.y for points in smooth for point in points)
-    floor = lowest / _BELOW if lowest > 0 else -np.inf
+    ended = [group for group, (_, own) in enumerate(shown) if own.stop != "diverged"]
+    heights = [point.y for group in ended or range(len(shown)) for point in smooth[group]]
+    ceiling = max(heights) * _ABOVE if ended else max(points[0].y for points in smooth) * _ABOVE**2
+    logarithmic = min(heights) > 0
+    floor = min(heights) / _BELOW if logarithmic else -math.inf
     series = []
     for group, (regime, own) in enumerate(shown):
         label = "batch " + regime_name(own, fit) + (" DIVERGED" if own.stop == "diverged" else "")
-        series.append(Series("", _samples(regime, place, floor), "noisy", group))
-        series.append(Series(label, smooth[group], "curve", group))
+        series.append(Series("", _clipped(_samples(regime, place), floor, ceiling), "noisy", group))
+        series.append(Series(label, _clipped(smooth[group], floor, ceiling), "curve", group))
     cut = [regime_name(own, fit) for _, own in shown if own.stop == "deadline"]
     out = f" Ended by its share of the time: batch {listed(cut)}." if cut else ""
-    out += f" Costs below {format_count(floor)} are drawn there." if lowest > 0 else ""
+    frame = (
+        f"{format_cost(floor)} to {format_cost(ceiling)}" if logarithmic else f"up to {format_cost(ceiling)}"
+    )
+    out += f" The frame is {frame}; costs outside are drawn on its edge."
     return Figure(
         name=name,
         title=f"Cost against {name}",
         x=axis,
-        y=Axis("cost of the step's batch", log=lowest > 0),
+        y=Axis("cost of the step's batch", log=logarithmic),
         series=tuple(series),
         caption=(
             f"{finding}. Strong: means over windows of equal width on the logarithm of steps; faint: every "
@@ -144,18 +153,29 @@ def _steps(own: RegimeFit, fit: RegimesFit) -> int:
     return max(1, round(fit.data_examples / own.batch))
 
 
-def _samples(regime: BatchRegime, place: Place, floor: float) -> tuple[Point, ...]:
-    """Give every block, none below `floor`; those of several steps with their least and greatest cost."""
+def _samples(regime: BatchRegime, place: Place) -> tuple[Point, ...]:
+    """Give every block; those of several steps with their least and greatest cost."""
     curve = regime.curve
     assert curve is not None
     blocks = zip(
         place(regime, curve),
         np.diff(curve.iterations, prepend=0),
-        *(np.maximum(costs, floor).tolist() for costs in (curve.mean, curve.low, curve.high)),
+        curve.mean,
+        curve.low,
+        curve.high,
         strict=True,
     )
     return tuple(
         Point(float(x), mean, *((low, high) if steps > 1 else ())) for x, steps, mean, low, high in blocks
+    )
+
+
+def _clipped(points: Sequence[Point], floor: float, ceiling: float) -> tuple[Point, ...]:
+    def clip(value: float | None) -> float | None:
+        return None if value is None else min(max(value, floor), ceiling)
+
+    return tuple(
+        dataclasses.replace(p, y=clip(p.y) or 0.0, low=clip(p.low), high=clip(p.high)) for p in points
     )
 
 

@@ -9,7 +9,7 @@ from scaler.errors import BadInput
 from scaler.records import ConfirmationRecord, ConvergenceRecord, Environment, MemoryRecord
 from scaler.runs import RunFolder
 
-OWN = ["launch.yaml", "records.jsonl", "batch-config.yaml", "report.html", "fault.log"]
+OWN = ["launch.yaml", "records.jsonl", "batch-config.yaml", "report.html", "fault.log", "regimes.html"]
 PLAN = BatchPlan(micro_batches=(719, 718))
 
 
@@ -41,7 +41,7 @@ def test_a_new_run_is_an_empty_folder(tmp_path):
 
 
 def test_a_run_names_its_files(run):
-    files = [run.launch, run.records_file, run.batch_config, run.report, run.fault_log]
+    files = [run.launch, run.records_file, run.batch_config, run.report, run.fault_log, run.regimes_report]
     assert [file.relative_to(run.path).as_posix() for file in files] == OWN
 
 
