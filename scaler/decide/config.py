@@ -9,6 +9,7 @@ from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
 from scaler.fit.powers import PowersFit
 from scaler.schema import Strict
+from scaler.fit.rate_rules import RateRule
 from scaler.stats import Estimate
 
 Bound = Literal[
@@ -30,6 +31,8 @@ class Answer(Strict):
     time_to_target_s: Estimate | None = None
     """Training steps only: evaluation and start-up are not in it."""
     cost_to_target: float | None = None
+    relative_time: Estimate | None = None
+    """Time for the same loss over that of the reference batch on the same workers, where no time is known."""
     """In the currency of the cluster's price."""
     peak_memory_bytes: Estimate | None = None
     bound_by: Bound
@@ -47,6 +50,11 @@ class Findings(Strict):
     """Absent where the data cannot identify it."""
     learning_rate_exponent: Estimate | None = None
     step_overhead_s: float | None = None
+    """p in lr ~ B^p over the batches measured, up to where the growth bends."""
+    learning_rate_saturates: bool | None = None
+    """Whether the growth has ended at the largest batch measured; absent where the trials do not tell."""
+    learning_rate_rules: tuple[RateRule, ...] = ()
+    """Published rules, held against the best rate at every batch that reached the target."""
     seconds_per_example: float | None = None
     powers_of_two: PowersFit | None = None
     """Whether a micro-batch had better be a power of two."""

@@ -15,6 +15,7 @@ from scaler.fit.noise import fit_noise_scale
 from scaler.fit.powers import fit_powers
 from scaler.fit.speeds import with_measured_speeds
 from scaler.records import (
+from scaler.fit.rate_rules import Optimizer, RateRule, rate_rules
     ConfirmationRecord,
     MemoryRecord,
     NoiseRecord,
@@ -26,6 +27,7 @@ from scaler.records import (
 )
 from scaler.workload import Reference
 
+from scaler.stats import Estimate
 
 def decide(
     records: Sequence[Record],
@@ -114,6 +116,16 @@ def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> F
     notes = [
         f"memory {'is uncertain' if prediction.curves else 'could not be predicted, only measured'}: {note}"
         for prediction in predictions
+def _rate_rules(fits: Fits, sizes: WorkloadRecord, noise: Estimate | None) -> tuple[RateRule, ...]:
+    """Hold the rules against the measurement, where more than one batch reached the target."""
+    reached = [batch for batch, result in fits.batches.items() if result.best_rate is not None]
+    if fits.rates is None or len(reached) < 2:
+        return ()
+    reference = (sizes.reference_global_batch, sizes.reference_learning_rate)
+    clear = noise.value if noise is not None and noise.is_identified else None
+    return rate_rules(fits.rates, reached, reference, Optimizer(sizes.optimizer, sizes.betas), clear)
+
+
         for note in prediction.notes
     ]
     if noise is None:
@@ -138,3 +150,5 @@ def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> F
         powers_of_two=fit_powers(r for r in records if isinstance(r, PowersRecord)),
         notes=tuple(notes),
     )
+        learning_rate_saturates=fits.rates.saturates() if fits.rates else None,
+        learning_rate_rules=_rate_rules(fits, sizes, noise),

@@ -6,7 +6,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from scaler.engine.data import load_data
-from scaler.engine.engine import build_module
+from scaler.engine.engine import build_module, build_optimizer
 from scaler.probe.observation import observation
 from scaler.records import WorkloadRecord
 from scaler.runtime.protocol import Rank
@@ -27,6 +27,7 @@ def probe_workload(rank: Rank, workload: Workload, request: WorkloadRequest) -> 
         WorkloadError, BadInput: a function of the workload raises, or returns what it should not.
     """
     module = build_module(workload, rank, request.seed)
+    optimizer = build_optimizer(workload, module, workload.reference.learning_rate)
     return WorkloadRecord(
         **observation(probe_workload, rank, request),
         name=workload.name,
@@ -40,6 +41,8 @@ def probe_workload(rank: Rank, workload: Workload, request: WorkloadRequest) -> 
         parameters=sum(p.numel() for p in module.parameters()),
         batch_statistics=batch_statistics(module),
         spread_matters=workload.spread_matters,
+        optimizer=type(optimizer).__name__,
+        betas=tuple(float(beta) for beta in optimizer.param_groups[0].get("betas", ())),
     )
 
 

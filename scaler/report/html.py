@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from scaler.decide.config import Answer, BatchConfig
 from scaler.records import ConvergenceRecord, NoiseRecord, Record, WorkloadRecord
+from scaler.report import rate_words
 from scaler.report.drawing import draw
 from scaler.report.figures import build_figures
 from scaler.report.training import target_words
@@ -66,6 +67,11 @@ def render(config: BatchConfig, records: list[Record], target: tuple[float, str]
         epoch_headers=EPOCH_HEADERS,
         epoch_sentence=epoch_sentence(config),
         powers=powers_sentence(config.findings.powers_of_two) if config.findings.powers_of_two else "",
+        rate_title=rate_words.TITLE,
+        rate_sentence=rate_words.rule_sentence(config),
+        rate_headers=rate_words.rule_headers(config),
+        rate_rules=rate_words.rule_lines(config),
+        rate_notes=rate_words.rule_notes(config),
         sweep_headers=SWEEP_HEADERS,
         sweep=sweep_lines(config),
         # draw() escapes its own text; nothing else is trusted.

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scaler.decide.config import Answer, BatchConfig
+from scaler.report import rate_words
 from scaler.report.wording import (
     EPOCH_HEADERS,
     NOT_MEASURED,
@@ -64,6 +65,9 @@ def answer_table(config: BatchConfig) -> RenderableType:
         parts += [heading("Why powers of two"), plain(powers_sentence(config.findings.powers_of_two))]
     if config.rules_of_thumb:
         parts += [heading("Rules of thumb"), _rules(config)]
+    if config.findings.learning_rate_rules:
+        parts += [heading(rate_words.TITLE), plain(rate_words.rule_sentence(config)), _rate_rules(config)]
+        parts += [plain(f"- {note}") for note in rate_words.rule_notes(config)]
     if config.sweep:
         parts += [heading("What the memory of one device buys"), _sweep(config)]
     parts += [heading("Predicted against observed"), plain(confirmation_sentence(config))]
@@ -122,6 +126,15 @@ def _rules(config: BatchConfig) -> Table:
         ratio = NOT_MEASURED if rule.time_ratio is None else f"{format_count(rule.time_ratio)} x"
         agrees = "yes" if rule.agrees else "no"
         table.add_row(*map(plain, (rule.rule, format_count(rule.global_batch), ratio, agrees, rule.verdict)))
+    return table
+
+
+def _rate_rules(config: BatchConfig) -> Table:
+    table = new_table(*rate_words.rule_headers(config))
+    for column in table.columns:
+        column.overflow = "fold"
+    for line in rate_words.rule_lines(config):
+        table.add_row(*map(plain, line))
     return table
 
 
