@@ -90,11 +90,18 @@ def pooled_log_variance(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
 
 
 def block_bootstrap(
-    samples: ArrayLike, statistic: Callable[[Floats], float], seed: int = 0, block: int | None = None
+    samples: ArrayLike,
+    statistic: Callable[[Floats], float],
+    seed: int = 0,
+    block: int | None = None,
+    expanded: bool = False,
 ) -> tuple[float, float] | None:
     """Bootstrap a 90% interval of `statistic` over rows that follow one another in time.
 
-    Circular blocks of about n^(1/3) rows (Politis & Romano 1992). None under eight rows.
+    Circular blocks of about n^(1/3) rows (Politis & Romano 1992). `expanded` takes the quantiles of Student's
+    t with as many samples as blocks, and undoes that resampling divides by them all (Hesterberg 2015, arXiv
+    1411.5279): for ratios of means, of which plain quantiles hold 85% to 88% over 40 to 100 steps.
+    None under eight rows.
     """
     rows = np.asarray(samples, dtype=float)
     n = len(rows)
@@ -105,7 +112,11 @@ def block_bootstrap(
     starts = generator.integers(0, n, size=(_RESAMPLES, -(-n // length)))
     index = (starts[:, :, None] + np.arange(length)) % n
     draws = np.array([statistic(rows[i]) for i in index.reshape(_RESAMPLES, -1)[:, :n]])
-    low, high = np.quantile(draws, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    reach = stats.norm.ppf(0.5 + CONFIDENCE / 2)
+    if expanded:
+        blocks = n / length
+        reach = stats.t.ppf(0.5 + CONFIDENCE / 2, blocks - 1) * np.sqrt(blocks / (blocks - 1))
+    low, high = np.quantile(draws, stats.norm.cdf([-reach, reach]))
     return float(low), float(high)
 
 

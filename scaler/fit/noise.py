@@ -103,7 +103,7 @@ def noise_scale(parts: Floats) -> Estimate | None:
     """
     if len(parts) == 0 or parts.mean(axis=0).min() <= 0:
         return None
-    found = block_bootstrap(parts, _signal_to_noise)
+    found = block_bootstrap(parts, _signal_to_noise, expanded=True)
     if found is None or not found[0] > 0:
         return None
     return Estimate(
