@@ -7,9 +7,10 @@ from pydantic import Field
 
 from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
+from scaler.fit.branching import BranchingFit
 from scaler.fit.powers import PowersFit
-from scaler.schema import Strict
 from scaler.fit.rate_rules import RateRule
+from scaler.schema import Strict
 from scaler.stats import Estimate
 
 Bound = Literal[
@@ -30,9 +31,9 @@ class Answer(Strict):
     steps_to_target: Estimate | None = None
     time_to_target_s: Estimate | None = None
     """Training steps only: evaluation and start-up are not in it."""
-    cost_to_target: float | None = None
     relative_time: Estimate | None = None
     """Time for the same loss over that of the reference batch on the same workers, where no time is known."""
+    cost_to_target: float | None = None
     """In the currency of the cluster's price."""
     peak_memory_bytes: Estimate | None = None
     bound_by: Bound
@@ -49,12 +50,12 @@ class Findings(Strict):
     critical_batch: Estimate | None = None
     """Absent where the data cannot identify it."""
     learning_rate_exponent: Estimate | None = None
-    step_overhead_s: float | None = None
     """p in lr ~ B^p over the batches measured, up to where the growth bends."""
     learning_rate_saturates: bool | None = None
     """Whether the growth has ended at the largest batch measured; absent where the trials do not tell."""
     learning_rate_rules: tuple[RateRule, ...] = ()
     """Published rules, held against the best rate at every batch that reached the target."""
+    step_overhead_s: float | None = None
     seconds_per_example: float | None = None
     powers_of_two: PowersFit | None = None
     """Whether a micro-batch had better be a power of two."""
@@ -95,12 +96,12 @@ class Comparison(Strict):
 
 
 class Confirmation(Strict):
-    """The chosen configuration, trained once."""
+    """The chosen configuration, trained once; only launched where no run to the target fits the budget."""
 
-    reached: bool
-    examples: int
-    steps: int
-    final_metric: float | None
+    reached: bool | None = None
+    examples: int | None = None
+    steps: int | None = None
+    final_metric: float | None = None
     comparisons: tuple[Comparison, ...]
 
 
@@ -133,6 +134,8 @@ class BatchConfig(Strict):
     epochs: tuple[EpochCost, ...] = ()
     """At every global batch tried, on the chosen worker count; empty where one micro-batch was timed."""
     rules_of_thumb: tuple[RuleOfThumb, ...] = ()
+    branching: BranchingFit | None = None
+    """Branches of one state, where no run to the target fits the budget."""
     confirmation: Confirmation | None = None
     sweep: tuple[SweepPoint, ...] = ()
     """What more or less memory of one device would change; empty unless asked for."""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from scaler.decide.config import Answer, Comparison, Confirmation
-from scaler.records import ConfirmationRecord, MemoryRecord
+from scaler.records import ConfirmationRecord, MemoryRecord, ThroughputRecord
 from scaler.stats import Estimate, settled_from
 
 
@@ -16,8 +16,7 @@ def compare(answer: Answer, record: ConfirmationRecord, memory: MemoryRecord | N
     if record.reached:
         rows.append(_row("examples_to_target", answer.examples_to_target, float(record.examples)))
         rows.append(_row("time_to_target_s", answer.time_to_target_s, record.steps * float(np.mean(settled))))
-    if memory is not None and memory.peak_bytes is not None:
-        rows.append(_row("peak_memory_bytes", answer.peak_memory_bytes, float(memory.peak_bytes)))
+    rows.append(_peak(answer, memory))
     return Confirmation(
         reached=record.reached,
         examples=record.examples,
@@ -25,6 +24,19 @@ def compare(answer: Answer, record: ConfirmationRecord, memory: MemoryRecord | N
         final_metric=record.curve[-1].metric if record.curve else None,
         comparisons=tuple(row for row in rows if row is not None),
     )
+
+
+def compare_launch(answer: Answer, run: ThroughputRecord, memory: MemoryRecord | None) -> Confirmation:
+    """Hold the predicted step time and peak against one launch that was not trained to the target."""
+    step_time_s = float(np.median(run.step_times_s[run.warmup_steps :]))
+    rows = [_row("step_time_s", answer.step_time_s, step_time_s), _peak(answer, memory)]
+    return Confirmation(comparisons=tuple(row for row in rows if row is not None))
+
+
+def _peak(answer: Answer, memory: MemoryRecord | None) -> Comparison | None:
+    if memory is None or memory.peak_bytes is None:
+        return None
+    return _row("peak_memory_bytes", answer.peak_memory_bytes, float(memory.peak_bytes))
 
 
 def _row(quantity: str, predicted: Estimate | None, observed: float) -> Comparison | None:

@@ -6,16 +6,18 @@ from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
 from scaler.decide.choose import Option, answer, options, reference_answer
 from scaler.decide.config import Answer, BatchConfig, Findings
-from scaler.decide.confirm import compare
+from scaler.decide.confirm import compare, compare_launch
 from scaler.decide.epochs import epoch_costs
 from scaler.decide.fits import Fits, fit_all, workload_record
+from scaler.decide.long_runs import branched_answer, branching_notes
 from scaler.decide.rules import rules_of_thumb
+from scaler.decide.spread import with_spread
 from scaler.errors import NothingFeasible
 from scaler.fit.noise import fit_noise_scale
 from scaler.fit.powers import fit_powers
+from scaler.fit.rate_rules import Optimizer, RateRule, rate_rules
 from scaler.fit.speeds import with_measured_speeds
 from scaler.records import (
-from scaler.fit.rate_rules import Optimizer, RateRule, rate_rules
     ConfirmationRecord,
     MemoryRecord,
     NoiseRecord,
@@ -25,9 +27,9 @@ from scaler.fit.rate_rules import Optimizer, RateRule, rate_rules
     ThroughputRecord,
     WorkloadRecord,
 )
+from scaler.stats import Estimate
 from scaler.workload import Reference
 
-from scaler.stats import Estimate
 
 def decide(
     records: Sequence[Record],
@@ -56,7 +58,10 @@ def decide(
         if ranked[workers]:
             answers.append(answer(fits, cluster, ranked[workers], reference, pinned))
             continue
-        kept, why_not = reference_answer(fits, cluster, workers, zero_stage, reference, pinned)
+        if fits.branching is not None and pinned is None:
+            kept, why_not = branched_answer(fits, fits.branching, cluster, workers, zero_stage, reference)
+        else:
+            kept, why_not = reference_answer(fits, cluster, workers, zero_stage, reference, pinned)
         if kept is not None:
             answers.append(kept)
         else:
@@ -67,6 +72,7 @@ def decide(
             "\n".join([f"no batch configuration for {cluster.name}:", *faults]),
             hint="a longer --budget measures more; more device memory or another ZeRO stage fits more",
         )
+    answers = [with_spread(found, records, sizes) for found in answers]
     best = min(answers, key=_speed)
     return BatchConfig(
         workload=sizes.name,
@@ -77,6 +83,7 @@ def decide(
         findings=_findings(records, fits, sizes),
         epochs=epoch_costs(fits, cluster, best.plan),
         rules_of_thumb=rules_of_thumb(ranked[best.plan.workers], fits.train_examples) if not pinned else (),
+        branching=fits.branching if best.time_to_target_s is None else None,
         records=len(records),
         versions=records[-1].environment.versions,
     )
@@ -91,10 +98,15 @@ def with_confirmation(config: BatchConfig, records: Sequence[Record]) -> BatchCo
         if isinstance(r, ConfirmationRecord)
         and (r.plan, r.learning_rate) == (chosen.plan, chosen.learning_rate)
     ]
-    if not confirmations:
-        return config
     peaks = [r for r in records if isinstance(r, MemoryRecord) and r.held_out and r.plan == chosen.plan]
-    confirmation = compare(chosen, confirmations[-1], peaks[-1] if peaks else None)
+    runs = [r for r in records if isinstance(r, ThroughputRecord) and r.held_out and r.plan == chosen.plan]
+    peak = peaks[-1] if peaks else None
+    if confirmations:
+        confirmation = compare(chosen, confirmations[-1], peak)
+    elif runs:
+        confirmation = compare_launch(chosen, runs[-1], peak)
+    else:
+        return config
     return config.model_copy(update={"confirmation": confirmation, "records": len(records)})
 
 
@@ -104,18 +116,6 @@ def _speed(found: Answer) -> float:
     return time_s.value if time_s is not None else 1e12 / found.samples_per_s.value
 
 
-def _unknown_growth(fits: Fits) -> str:
-    return "; ".join(fits.rates.unidentified()) if fits.rates else "no trial reached the target"
-
-
-def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> Findings:
-    noise = fit_noise_scale(r for r in records if isinstance(r, NoiseRecord))
-    exponent = fits.rates.exponent() if fits.rates else None
-    critical = fits.steps.critical_batch() if fits.steps else None
-    predictions = [r.prediction for r in records if isinstance(r, PredictionRecord)]
-    notes = [
-        f"memory {'is uncertain' if prediction.curves else 'could not be predicted, only measured'}: {note}"
-        for prediction in predictions
 def _rate_rules(fits: Fits, sizes: WorkloadRecord, noise: Estimate | None) -> tuple[RateRule, ...]:
     """Hold the rules against the measurement, where more than one batch reached the target."""
     reached = [batch for batch, result in fits.batches.items() if result.best_rate is not None]
@@ -126,11 +126,27 @@ def _rate_rules(fits: Fits, sizes: WorkloadRecord, noise: Estimate | None) -> tu
     return rate_rules(fits.rates, reached, reference, Optimizer(sizes.optimizer, sizes.betas), clear)
 
 
+def _unknown_growth(fits: Fits) -> str:
+    return "; ".join(fits.rates.unidentified()) if fits.rates else "no trial reached the target"
+
+
+def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> Findings:
+    noise = fit_noise_scale(r for r in records if isinstance(r, NoiseRecord))
+    exponent = fits.rates.exponent() if fits.rates else None
+    critical = fits.steps.critical_batch() if fits.steps else None
+    if fits.branching is not None and critical is None:
+        critical = fits.branching.critical_batch
+    predictions = [r.prediction for r in records if isinstance(r, PredictionRecord)]
+    notes = [
+        f"memory {'is uncertain' if prediction.curves else 'could not be predicted, only measured'}: {note}"
+        for prediction in predictions
         for note in prediction.notes
     ]
     if noise is None:
         notes.append("gradient noise scale: not identifiable, or not measured (ZeRO and fp16 hide it)")
-    if critical is None:
+    if fits.branching is not None:
+        notes += branching_notes(fits.branching)
+    elif critical is None:
         notes.append("critical batch: not identifiable, examples to target have not bent over these batches")
     if exponent is None:
         notes.append(f"learning-rate exponent: {_unknown_growth(fits)}")
@@ -145,10 +161,10 @@ def _rate_rules(fits: Fits, sizes: WorkloadRecord, noise: Estimate | None) -> tu
         noise_scale=noise,
         critical_batch=critical,
         learning_rate_exponent=exponent,
+        learning_rate_saturates=fits.rates.saturates() if fits.rates else None,
+        learning_rate_rules=_rate_rules(fits, sizes, noise),
         step_overhead_s=fits.step_time.overhead_s if fits.step_time else None,
         seconds_per_example=fits.step_time.per_example_s if fits.step_time else None,
         powers_of_two=fit_powers(r for r in records if isinstance(r, PowersRecord)),
         notes=tuple(notes),
     )
-        learning_rate_saturates=fits.rates.saturates() if fits.rates else None,
-        learning_rate_rules=_rate_rules(fits, sizes, noise),

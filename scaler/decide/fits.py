@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from scaler.cluster import Cluster
 from scaler.errors import BadInput
+from scaler.fit.branching import BranchingFit, fit_branching
 from scaler.fit.learning_rate import BatchResult, batch_results, fit_learning_rates
 from scaler.fit.memory import MemoryFits, fit_memory
 from scaler.fit.rate_fit import RateFit
 from scaler.fit.step_time import StepTimeFit, fit_step_time, mean_over_median
 from scaler.fit.steps import StepsFit, fit_steps
 from scaler.records import (
+    BranchRecord,
     ConvergenceRecord,
     MemoryRecord,
     PredictionRecord,
@@ -32,6 +34,7 @@ class Fits:
     steps: StepsFit | None
     batches: Mapping[int, BatchResult]
     rates: RateFit | None
+    branching: BranchingFit | None
     train_examples: int
 
 
@@ -63,5 +66,6 @@ def fit_all(records: Sequence[Record], cluster: Cluster, zero_stage: int = 0) ->
         steps=fit_steps(batches.values()),
         batches=batches,
         rates=fit_learning_rates(trials),
+        branching=fit_branching(r for r in records if isinstance(r, BranchRecord)),
         train_examples=workload_record(records).train_examples,
     )

@@ -54,10 +54,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
         raise BadInput(
-            f"{path} is not a file of plain tensors: {str(error).splitlines()[0]}",
-            hint=f"nothing else is loaded, for safety; save with {_SAVE}",
+            f"{path} is damaged, or not a file of torch.save with only tensors and plain values in it",
+            hint=f"other objects are not loaded, for safety; save with {_SAVE}",
         ) from None
     if not isinstance(found, dict):
         raise BadInput(f"{path} holds {type(found).__name__}, not a state_dict", hint=f"save with {_SAVE}")

@@ -114,7 +114,7 @@ def fit_branching(records: Iterable[BranchRecord]) -> BranchingFit | None:
     pair. A loss is taken before its step: larger steps take theirs after fewer examples on average, and the
     reference's own curve corrects for that.
     """
-    groups = _best_rates(_groups(records))
+    groups = _best_rates(_latest_study(records))
     reference = next((group for group in groups if group.growth == 1), None)
     if reference is None or len(groups) < 2 or not reference.is_finite:
         return None
@@ -161,16 +161,20 @@ class _Curve:
         return found
 
 
-def _groups(records: Iterable[BranchRecord]) -> list[_Group]:
-    """Group branches by batch and rate; of several studies in one run, the one with the most branches."""
+def _latest_study(records: Iterable[BranchRecord]) -> list[_Group]:
+    """Group branches by batch and rate; of stretches of several lengths, those of the largest batch tried."""
     studies: dict[object, list[BranchRecord]] = defaultdict(list)
     for r in records:
         studies[r.start_examples, r.examples, r.reference_batch, r.rewarm_examples].append(r)
     groups: dict[tuple[int, float], list[BranchRecord]] = defaultdict(list)
-    largest = max(studies.values(), key=lambda study: len(study), default=[])
-    for record in sorted(largest, key=lambda r: r.seed):
+    latest = max(studies.values(), key=_reach, default=[])
+    for record in sorted(latest, key=lambda r: r.seed):
         groups[record.plan.global_batch, record.learning_rate].append(record)
     return [_Group(groups[key]) for key in sorted(groups)]
+
+
+def _reach(study: Sequence[BranchRecord]) -> tuple[int, int, int]:
+    return max(run.plan.global_batch for run in study), study[0].examples, len(study)
 
 
 def _best_rates(groups: Sequence[_Group]) -> list[_Group]:

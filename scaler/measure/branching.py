@@ -1,11 +1,12 @@
 """Long runs: does one fit the budget, and if not, which batches do not lose on a short stretch of it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from scaler.batch import BatchPlan
-from scaler.fit.branching import BranchingFit, fit_branching
+from scaler.fit.branching import fit_branching
 from scaler.fit.step_time import fit_step_time, shape_of
 from scaler.launch import LaunchConfig
 from scaler.measure.evidence import Evidence, plan_task
@@ -25,7 +26,8 @@ from scaler.workload import Workload
 REFERENCE_SHARE = 0.3  # of the budget: a reference run that takes longer leaves no time for a search
 _BRANCHES_SHARE = 0.8  # of what is left then, by the predicted step times
 _STEPS = 32  # of the largest batch in a stretch; as many points of its curve
-_MOST_GROWTH = 64  # over the reference's batch
+_GROWTHS = (4, 16, 64)  # of the largest batch over the reference's, a study each
+_START_S = 0.5  # a branch costs about this beside its steps
 _FEWEST_SEEDS = 2
 _REWARM_SHARE = 1 / 8  # of a stretch, where the optimizer's state is not there
 _HELD_OUT_SHARE, _HELD_OUT = 1 / 8, (512, 8192)  # of a stretch; fewest and most examples
@@ -100,7 +102,7 @@ def start_of(evidence: Evidence, reference: ConvergenceRecord | None) -> Start |
 def _cut_short(evidence: Evidence, task: Task, limit_s: float) -> ConvergenceRecord | None:
     """Find the latest run of a trial that was cut short after no less time than it has now."""
     runs = [r for r in evidence.records if isinstance(r, ConvergenceRecord) and r.task == task.key]
-    if evidence.knows(task) or not runs or runs[-1].time_limit_s is None:
+    if not runs or runs[-1].time_limit_s is None:
         return None
     return runs[-1] if runs[-1].time_limit_s >= 0.9 * min(limit_s, evidence.left_s()) else None
 
@@ -116,76 +118,97 @@ def measure_branches(
 ) -> None:
     """Double the batch from the reference until its branches lose, several data orders each.
 
-    A stretch is 32 steps of the largest batch for which all branches fit the budget. A batch that is not
-    shown to keep up with the square root of its growth on the rate is tried with the whole growth as well.
+    A stretch is 32 steps of its largest batch: short ones with up to 4 times the reference's batch first, and
+    where none of them loses 16 and 64 times, as far as data, device and budget go.
     """
     seeds = max(_FEWEST_SEEDS, launch.seeds)
-    growths = [2**i for i in range(_MOST_GROWTH.bit_length())]
-    plans = _plans(workload.reference.global_batch, growths, sizes, plan_for)
-    examples = _stretch(evidence, launch, workload, sizes, start, plans, seeds / workers)
+    plans = _plans(workload.reference.global_batch, sizes, plan_for)
+    cost_s = _branch_times_s(evidence, launch, plans)
+    done = 0
+    for most in _GROWTHS:
+        study = plans[: most.bit_length()]
+        if not done and len(study) > 2 and _too_long(evidence, study, cost_s, seeds / workers):
+            study = study[:2]
+        examples = _STEPS * study[-1].global_batch if study else 0
+        if len(study) <= max(done, 1) or examples > trial_limit(workload, sizes):
+            break
+        if _too_long(evidence, study, cost_s, seeds / workers):
+            break
+        branches = partial(_request, workload, start, examples)
+        if _is_settled(evidence, study, branches, range(REFERENCE_SEED + 1, REFERENCE_SEED + 1 + seeds)):
+            break
+        done = len(study)
+
+
+def _is_settled(
+    evidence: Evidence,
+    study: Sequence[BatchPlan],
+    branches: Callable[[BatchPlan, float, int], BranchRequest],
+    seeds: Iterable[int],
+) -> bool:
+    """Branch each plan until one loses; tell whether one did, or the budget is spent.
+
+    A batch that is not shown to keep up when its rate grows as the square root of the batch is tried with one
+    that grows as the batch.
+    """
     found: list[BranchRecord] = []
-    batch = workload.reference.global_batch
-    for growth, plan in zip(growths, plans, strict=False):
-        if growth * batch * _STEPS > examples:
-            break
-        for exponent in (0.5, 1.0) if growth > 1 else (0.5,):
-            tasks = [
-                plan_task(probe_branch, _request(workload, start, plan, exponent, examples, seed))
-                for seed in range(REFERENCE_SEED + 1, REFERENCE_SEED + 1 + seeds)
-            ]
-            records = evidence.ask("branches", tasks, expected=seeds * len(plans))
+    fit = None
+    for plan in study:
+        for exponent in (0.5, 1.0) if plan is not study[0] else (0.5,):
+            tasks = [plan_task(probe_branch, branches(plan, exponent, seed)) for seed in seeds]
+            records = evidence.ask("branches", tasks, expected=len(study) * len(tasks))
             found += [record for record in records if isinstance(record, BranchRecord)]
-            if _keeps_up(fit_branching(found), growth * batch):
+            fit = fit_branching(found)
+            if fit is not None and fit.results[-1].verdict == "does not lose":
                 break
-        fit = fit_branching(found)
         if evidence.out_of_budget() or (fit is not None and fit.losing is not None):
-            break
+            return True
+    return False
 
 
-def _plans(batch: int, growths: Sequence[int], sizes: WorkloadRecord, plan_for: PlanFor) -> list[BatchPlan]:
+def _plans(batch: int, sizes: WorkloadRecord, plan_for: PlanFor) -> list[BatchPlan]:
     """Plan the reference's batch and its multiples, up to the first that no plan without sharding trains."""
     plans = []
-    for growth in growths:
-        plan = plan_for(growth * batch) if growth * batch <= sizes.train_examples else None
+    for growth in range(_GROWTHS[-1].bit_length()):
+        size = batch * 2**growth
+        plan = plan_for(size) if size <= sizes.train_examples else None
         if plan is None or plan.zero_stage:
             break
         plans.append(plan)
     return plans
 
 
-def _stretch(
-    evidence: Evidence,
-    launch: LaunchConfig,
-    workload: Workload,
-    sizes: WorkloadRecord,
-    start: Start,
-    plans: Sequence[BatchPlan],
-    seeds_per_worker: float,
-) -> int:
-    """Choose how many examples a branch trains: 0 where not even twice the reference's batch fits."""
-    for record in evidence.records:  # a run that is resumed goes on with what it chose
-        if isinstance(record, BranchRecord) and record.start_examples == start.examples:
-            return record.examples
-    runs = [r for r in evidence.records if isinstance(r, ThroughputRecord) and not r.plan.zero_stage]
-    fit = fit_step_time(runs)
+def _branch_times_s(
+    evidence: Evidence, launch: LaunchConfig, plans: Sequence[BatchPlan]
+) -> dict[BatchPlan, float]:
+    """Predict worker-seconds per example of each plan; none where no step was timed."""
+    timed = [r for r in evidence.records if isinstance(r, ThroughputRecord) and not r.held_out]
+    fit = fit_step_time([run for run in timed if not run.plan.zero_stage])
     if fit is None:
-        return 0
-    left_s = _BRANCHES_SHARE * evidence.left_s()
-    example_s = [
-        fit.predict(shape_of(p, launch.cluster.nodes_of(p.workers))).value / p.global_batch * p.workers
-        for p in plans
-    ]
-    fitting = [
-        _STEPS * plan.global_batch
-        for count, plan in enumerate(plans[1:], 2)
-        if _STEPS * plan.global_batch <= trial_limit(workload, sizes)
-        and _STEPS * plan.global_batch * sum(example_s[:count]) * seeds_per_worker <= left_s
-    ]
-    return max(fitting, default=0)
+        return {}
+    shapes = [shape_of(plan, launch.cluster.nodes_of(plan.workers)) for plan in plans]
+    return {
+        plan: step.value * plan.workers / plan.global_batch
+        for plan, step in zip(plans, fit.predict_all(shapes), strict=True)
+    }
+
+
+def _too_long(
+    evidence: Evidence,
+    study: Sequence[BatchPlan],
+    cost_s: Mapping[BatchPlan, float],
+    seeds_per_worker: float,
+) -> bool:
+    """Whether a study does not fit what is left of the budget, or nobody knows."""
+    if not study or study[-1] not in cost_s:
+        return True
+    examples = _STEPS * study[-1].global_batch
+    needed_s = seeds_per_worker * sum(examples * cost_s[plan] + _START_S for plan in study)
+    return needed_s > _BRANCHES_SHARE * evidence.left_s()
 
 
 def _request(
-    workload: Workload, start: Start, plan: BatchPlan, exponent: float, examples: int, seed: int
+    workload: Workload, start: Start, examples: int, plan: BatchPlan, exponent: float, seed: int
 ) -> BranchRequest:
     reference = workload.reference
     rate = reference.learning_rate * (plan.global_batch / reference.global_batch) ** exponent
@@ -205,9 +228,3 @@ def _request(
         checkpoint=start.checkpoint,
         is_ours=start.is_ours,
     )
-
-
-def _keeps_up(fit: BranchingFit | None, batch: int) -> bool:
-    """Whether a batch is shown not to lose; the reference always keeps up with itself."""
-    results = fit.results if fit is not None else ()
-    return any(r.global_batch == batch and r.verdict == "does not lose" for r in results)

@@ -12,6 +12,7 @@ from scaler.errors import BadInput
 from scaler.fit.memory import MemoryFits, memory_for
 from scaler.fit.powers import fit_powers
 from scaler.fit.speeds import with_measured_speeds
+from scaler.fit.step_time import StepTimeFit, shape_of
 from scaler.launch import LaunchConfig
 from scaler.measure.branching import measure_branches, start_of, try_reference, users_start
 from scaler.measure.evidence import Evidence, plan_task
@@ -53,16 +54,36 @@ def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, worker
     grain = measure_powers(evidence, fits, sizes)
     if launch.plan is None:
         batches = with_full_devices(batches, launch.cluster, fits, counts, launch.zero_stage, grain)
-    measure_throughput(evidence, launch, fits, counts, batches)
+    step_time = measure_throughput(evidence, launch, fits, counts, batches)
     measure_noise(evidence, workload, fits, counts[-1])
     spread = partial(trial_plan, workload, launch, sizes, fits, workers=counts[-1])
     if path is None:
         first = try_reference(evidence, workload, launch, sizes, spread(workload.reference.global_batch))
         if first is None or first.stop != "deadline":
-            search_learning_rates(evidence, workload, launch.seeds, sizes, {b: spread(b) for b in batches})
+            search_learning_rates(
+                evidence,
+                workload,
+                launch.seeds,
+                sizes,
+                {batch: spread(batch) for batch in batches},
+                partial(fastest_step_s, launch, fits, counts, step_time),
+            )
         start = start_of(evidence, first)
     if start is not None:
         measure_branches(evidence, workload, launch, sizes, start, spread, counts[-1])
+
+
+def fastest_step_s(
+    launch: LaunchConfig, fits: MemoryFits, counts: Sequence[int], step_time: StepTimeFit | None, batch: int
+) -> float:
+    """Predict the step time of a batch on the worker count where it is fastest; 1 where nothing was timed."""
+    plans = [feasible_plan(batch, count, fits, launch.cluster, launch.zero_stage) for count in counts]
+    if launch.plan is not None:
+        plans = [launch.plan]
+    shapes = [shape_of(plan, launch.cluster.nodes_of(plan.workers)) for plan in plans if plan is not None]
+    if step_time is None or not shapes:
+        return 1.0
+    return min(found.value for found in step_time.predict_all(shapes))
 
 
 def ask_sizes(evidence: Evidence) -> WorkloadRecord:
@@ -171,7 +192,7 @@ def measure_plans(evidence: Evidence, plans: Sequence[BatchPlan]) -> None:
 def measure_noise(evidence: Evidence, workload: Workload, fits: MemoryFits, workers: int) -> None:
     """Measure gradient noise at the reference, unsharded: on all workers, or in two passes on one."""
     fit = memory_for(fits, workers)
-    if fit is None or workload.precision == "fp16":
+    if fit is None:
         return
     accumulation = 1 if workers > 1 else 2
     micro_batch = min(workload.reference.global_batch // (workers * accumulation), fit.largest_measured)
@@ -200,16 +221,22 @@ def trial_plan(
 
 
 def confirm(evidence: Evidence, workload: Workload, answer: Answer) -> None:
-    """Train the chosen configuration once, on its real workers, with a seed that no trial had."""
+    """Train the chosen configuration once, on its real workers, with a seed that no trial had.
+
+    Where no run to the target fits the budget its peak and the step time of one launch are observed.
+    """
     if answer.bound_by == "no evidence":
         return
     plan = answer.plan
-    limit = trial_limit(workload, workload_record(evidence.records))
-    request = ConvergenceRequest(
-        plan, answer.learning_rate, answer.warmup_examples, limit, seed=CONFIRMING_SEED
-    )
-    for probe, asked in (
-        (probe_memory, MemoryRequest(plan, seed=CONFIRMING_SEED)),
-        (probe_confirmation, request),
-    ):
-        evidence.ask("confirmation", [plan_task(probe, asked)], expected=2)
+    if answer.time_to_target_s is None:
+        tried = plan_task(probe_throughput, ThroughputRequest(plan, seed=CONFIRMING_SEED))
+    else:
+        limit = trial_limit(workload, workload_record(evidence.records))
+        tried = plan_task(
+            probe_confirmation,
+            ConvergenceRequest(
+                plan, answer.learning_rate, answer.warmup_examples, limit, seed=CONFIRMING_SEED
+            ),
+        )
+    for task in (plan_task(probe_memory, MemoryRequest(plan, seed=CONFIRMING_SEED)), tried):
+        evidence.ask("confirmation", [task], expected=2)

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scaler.decide.config import BatchConfig
-from scaler.records import ConvergenceRecord, MemoryRecord, PredictionRecord, Record, ThroughputRecord
+from scaler.records import (
+    BranchRecord,
+    ConvergenceRecord,
+    MemoryRecord,
+    PredictionRecord,
+    Record,
+    ThroughputRecord,
+)
+from scaler.report.branches import branches_figure
 from scaler.report.costs import memory_figure, step_time_figure, throughput_figure
 from scaler.report.figure import Figure
 from scaler.report.training import curves_figure, examples_figure, rates_figure
@@ -27,10 +35,12 @@ def build_figures(
     memory = [r for r in records if isinstance(r, MemoryRecord | PredictionRecord)]
     runs = [r for r in records if isinstance(r, ThroughputRecord)]
     trials = [r for r in records if isinstance(r, ConvergenceRecord) and r.kind == "convergence"]
+    branches = [r for r in records if isinstance(r, BranchRecord)]
     no_target = "no learning rate reached the target at every seed" if trials else "no trial was run"
     found = (
         ("Examples to target", examples_figure(trials), no_target),
         ("Learning rate", rates_figure(trials), no_target),
+        *([("Branches", branches_figure(branches, config.branching), "")] if config.branching else []),
         ("Training curves", curves_figure(trials, target), no_target),
         ("Step time", step_time_figure(runs), _NO_RUNS),
         ("Throughput", throughput_figure(runs), _NO_RUNS),

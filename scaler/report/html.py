@@ -11,6 +11,7 @@ from markupsafe import Markup
 from scaler.decide.config import Answer, BatchConfig
 from scaler.records import ConvergenceRecord, NoiseRecord, Record, WorkloadRecord
 from scaler.report import rate_words
+from scaler.report.branches import BRANCH_HEADERS, branch_lines, branch_sentence
 from scaler.report.drawing import draw
 from scaler.report.figures import build_figures
 from scaler.report.training import target_words
@@ -72,6 +73,9 @@ def render(config: BatchConfig, records: list[Record], target: tuple[float, str]
         rate_headers=rate_words.rule_headers(config),
         rate_rules=rate_words.rule_lines(config),
         rate_notes=rate_words.rule_notes(config),
+        branch_headers=BRANCH_HEADERS,
+        branches=branch_lines(config),
+        branch_sentence=branch_sentence(config.branching) if config.branching else "",
         sweep_headers=SWEEP_HEADERS,
         sweep=sweep_lines(config),
         # draw() escapes its own text; nothing else is trusted.
@@ -180,6 +184,7 @@ def _methods(config: BatchConfig) -> Lines:
         "examples to target": answer.examples_to_target,
         "steps to target": answer.steps_to_target,
         "time to target": answer.time_to_target_s,
+        "relative time": answer.relative_time,
         "peak memory": answer.peak_memory_bytes,
     }
     return [(name, _method(estimate)) for name, estimate in estimates.items() if estimate is not None]

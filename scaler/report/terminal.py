@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from rich import box
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from scaler.decide.config import Answer, BatchConfig
 from scaler.report import rate_words
+from scaler.report.branches import BRANCH_HEADERS, branch_lines, branch_sentence
 from scaler.report.wording import (
     EPOCH_HEADERS,
     NOT_MEASURED,
@@ -55,11 +57,17 @@ def answer_table(config: BatchConfig) -> RenderableType:
         heading(f"The configuration to use, on {counted(config.chosen_workers, 'worker')}"),
         _chosen(config),
     ]
+    if config.branching is not None:
+        parts += [
+            heading("Which batch does not lose"),
+            plain(branch_sentence(config.branching)),
+            _table(BRANCH_HEADERS, branch_lines(config)),
+        ]
     if config.epochs:
         parts += [
             heading("Why a smaller batch is slower per epoch"),
             plain(epoch_sentence(config)),
-            _epochs(config),
+            _table(EPOCH_HEADERS, epoch_lines(config)),
         ]
     if config.findings.powers_of_two is not None:
         parts += [heading("Why powers of two"), plain(powers_sentence(config.findings.powers_of_two))]
@@ -69,7 +77,7 @@ def answer_table(config: BatchConfig) -> RenderableType:
         parts += [heading(rate_words.TITLE), plain(rate_words.rule_sentence(config)), _rate_rules(config)]
         parts += [plain(f"- {note}") for note in rate_words.rule_notes(config)]
     if config.sweep:
-        parts += [heading("What the memory of one device buys"), _sweep(config)]
+        parts += [heading("What the memory of one device buys"), _table(SWEEP_HEADERS, sweep_lines(config))]
     parts += [heading("Predicted against observed"), plain(confirmation_sentence(config))]
     if config.confirmation is not None and config.confirmation.comparisons:
         parts.append(_comparisons(config))
@@ -138,16 +146,9 @@ def _rate_rules(config: BatchConfig) -> Table:
     return table
 
 
-def _epochs(config: BatchConfig) -> Table:
-    table = new_table(*EPOCH_HEADERS)
-    for line in epoch_lines(config):
-        table.add_row(*map(plain, line))
-    return table
-
-
-def _sweep(config: BatchConfig) -> Table:
-    table = new_table(*SWEEP_HEADERS)
-    for line in sweep_lines(config):
+def _table(headers: Iterable[str], lines: Iterable[Sequence[str]]) -> Table:
+    table = new_table(*headers)
+    for line in lines:
         table.add_row(*map(plain, line))
     return table
 

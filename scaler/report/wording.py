@@ -87,11 +87,27 @@ def answer_sentence(config: BatchConfig) -> str:
     )
     time_s = answer.time_to_target_s
     if time_s is None:
-        return f"{text}; the time to the target was not measured."
+        return f"{text}; {_relative(config)}"
     text += f": {format_seconds(time_s.value)} of training to the target"
     if time_s.is_identified:
         text += f" (90% interval {interval(time_s, format_seconds)})"
     return f"{text}."
+
+
+def _relative(config: BatchConfig) -> str:
+    """Say what is known of the time where none to the target is."""
+    relative = config.chosen.relative_time
+    if relative is None:
+        return "the time to the target was not measured."
+    reference = config.branching.reference_batch if config.branching is not None else 0
+    text = f"{_times(relative.value)} the time that a global batch of {format_count(reference)} takes"
+    if relative.is_identified:
+        text += f" (90% interval {interval(relative, _times)})"
+    return f"{text}. No run to the target fits the budget: its time is not known."
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f} x"
 
 
 def answer_rows(config: BatchConfig) -> list[Row]:
@@ -121,6 +137,8 @@ def answer_rows(config: BatchConfig) -> list[Row]:
         predicted("time to target", answer.time_to_target_s, format_seconds, "time_to_target"),
         predicted("peak memory", answer.peak_memory_bytes, format_bytes, "peak_memory"),
     ]
+    if answer.relative_time is not None:
+        rows.append(predicted("relative time", answer.relative_time, _times, "relative_time"))
     if answer.cost_to_target is not None:
         cost = cost_words(answer.cost_to_target)
         rows.append(Row("cost to target", cost, "as the time to target", _take(reasons, "cost_to_target")))
@@ -147,6 +165,8 @@ def confirmation_sentence(config: BatchConfig) -> str:
     run = config.confirmation
     if run is None:
         return "The chosen configuration was not trained to confirm the prediction."
+    if run.reached is None or run.examples is None or run.steps is None:
+        return "No run to the target fits the budget: the chosen configuration was launched, not trained."
     metric = NOT_MEASURED if run.final_metric is None else f"{run.final_metric:.4g}"
     reached = "reached the target" if run.reached else "did NOT reach the target"
     return (
