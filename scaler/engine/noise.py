@@ -69,10 +69,10 @@ class NormCollector:
 
     def look(self, bucket: Bucket) -> Callable[[], None]:
         """Take a bucket of DDP's before the all-reduce, and after it."""
-        if self._detailed or not self.squares.whole:
+        parameters, gradients = None, [bucket.buffer()]
+        # A sparse gradient has a bucket of its own, which does not say whose it is.
+        if (self._detailed or not self.squares.whole) and not bucket.buffer().is_sparse:
             parameters, gradients = bucket.parameters(), bucket.gradients()
-        else:
-            parameters, gradients = None, [bucket.buffer()]
         self._small.append(self._part(parameters, gradients))
         return lambda: self._big.append(self._part(parameters, gradients))
 

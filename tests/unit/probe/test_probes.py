@@ -257,6 +257,39 @@ def test_noise_keeps_both_norms_of_every_step(tiny, ask):
     assert all(norm > 0 for norm in record.small_squared_norms + record.big_squared_norms)
 
 
+def test_noise_of_each_layer_and_of_adams_gradient(tiny, ask):
+    def model():
+        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def adam(parameters, rate):
+        return torch.optim.AdamW(parameters, lr=rate)
+
+    record = ask(tiny(model=model, optimizer=adam), probe_noise, NoiseRequest(PASSES, 0.01, 10))
+    assert list(record.groups) == ["0 (Linear)", "2 (Linear)"]
+    big = [sum(norms) for norms in zip(*(g.big for g in record.groups.values()), strict=True)]
+    assert big == pytest.approx(record.big_squared_norms)
+    assert len(record.preconditioned.small) == 3  # one step in four, from the second on
+
+
+def test_noise_in_fp16_is_that_of_fp32(tiny, ask):
+    half, full = (
+        ask(tiny(precision=precision), probe_noise, NoiseRequest(PASSES, 1e-9, 20))
+        for precision in ("fp16", "fp32")
+    )
+    assert len(half.big_squared_norms) == 20 - half.left_out_steps > 10
+    steps = iter(full.big_squared_norms)  # the same steps in turn, but those that overflowed
+    assert all(any(norm == pytest.approx(step, rel=0.02) for step in steps) for norm in half.big_squared_norms)
+
+
+def test_noise_leaves_out_steps_whose_loss_is_nan(tiny, ask):
+    def loss(net, batch):
+        return (net(batch[0]) - batch[1]).square().mean() * (1 if batch[0][0, 0] > -1 else math.nan)
+
+    record = ask(tiny(loss=loss), probe_noise, NoiseRequest(PASSES, 0.01, 5))
+    assert record.left_out_steps > 0
+    assert len(record.small_squared_norms) == 5 - record.left_out_steps
+
+
 @pytest.mark.parametrize(
     ("plan", "why"),
     [(BatchPlan.equal(8, 1, 1), "two parts of a step"), (BatchPlan.equal(4, 2, 1, zero_stage=2), "ZeRO")],
