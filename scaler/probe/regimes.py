@@ -33,6 +33,7 @@ _EPOCHS, _ITERATIONS = 20, 200  # a regime does so many epochs, and no fewer tha
 _FULL_STEPS = 50  # of the full batch that must fit into a regime's time, else the data is cut
 _FEWEST_EXAMPLES = 128  # that data is cut to
 _FIRST_PASS, _LARGEST_PASS, _PASS_SHARE = 16, 4096, 0.005  # examples, examples, share of the budget
+_AS_FAST = 1.5  # times the least time an example
 _TRAINING_SHARE, _COST_SHARE = 0.6, 0.3  # of the budget; the rest is for finding out how fast all is
 _SNAPSHOTS, _STORE_BYTES = 50, 2 * 1024**3  # a path; all together
 _LARGEST_SAMPLE, _FEWEST_SAMPLE = 4096, 64
@@ -65,7 +66,7 @@ def probe_regimes(rank: Rank, workload: Workload, request: RegimesRequest) -> Re
         )
     module = build_module(workload, rank, request.seed)
     parameters = sum(p.numel() for p in module.parameters())
-    largest_pass, example_s = _largest_pass(rank, workload, dataset, request)
+    largest_pass, example_s = _best_pass(rank, workload, dataset, request)
     data = _cut(dataset, example_s, largest_pass, request)
     with Weights(parameters) as weights:
         paths = _train(rank, workload, data, largest_pass, weights, request)
@@ -138,12 +139,17 @@ def _train(
     return sorted(paths, key=lambda path: (path.plan.global_batch, -path.rate_factor))
 
 
-def _largest_pass(rank: Rank, workload: Workload, dataset: Any, request: RegimesRequest) -> tuple[int, float]:
-    """Double a pass until it is all data, slow or too large: (its examples, seconds an example)."""
+def _best_pass(rank: Rank, workload: Workload, dataset: Any, request: RegimesRequest) -> tuple[int, float]:
+    """Choose how many examples a pass has at most: (examples, seconds an example).
+
+    Passes double until one is all data, slow, or too large for the device. The largest is taken, unless it is
+    much slower an example than another (beyond a cache's size) and larger than any mini-batch.
+    """
     most = min(len(dataset), _LARGEST_PASS)
-    size, found = min(_FIRST_PASS, most), (0, 0.0)
+    size = min(_FIRST_PASS, most)
     rate, slow_s = workload.reference.learning_rate, _PASS_SHARE * request.budget_s
     engine = TorchEngine(workload, BatchPlan.equal(most, 1, 1), rank, rate, request.seed)
+    example_s: dict[int, float] = {}
     while True:
         batch = next(rank_steps(workload, dataset, BatchPlan.equal(size, 1, 1), 0, request.seed))
         try:
@@ -151,22 +157,24 @@ def _largest_pass(rank: Rank, workload: Workload, dataset: Any, request: Regimes
                 engine.step(batch, 0.0)
         except torch.OutOfMemoryError:
             engine.optimizer.zero_grad(set_to_none=True)
-            if found[0] or size == 1:
+            if example_s or size == 1:
                 break
             size //= 2
             continue
         pass_s = _fastest_s(rank, partial(engine.step, batch, 0.0), slow_s)
-        found = (size, pass_s / size)
+        example_s[size] = pass_s / size
         if size == most or pass_s > slow_s:
             break
         size = min(2 * size, most)
     engine.close()
-    if not found[0]:
+    if not example_s:
         raise BadInput(
             f"workload {workload.name!r}: a step of one example does not fit the device's memory",
             hint="`scaler plan` says what does",
         )
-    return found
+    fast = [size for size, own in example_s.items() if own <= _AS_FAST * min(example_s.values())]
+    best = max(*fast, max(size for size in example_s if size <= MINI_BATCHES[-1]))
+    return best, example_s[best]
 
 
 def _fastest_s(rank: Rank, work: Callable[[], object], limit_s: float) -> float:

@@ -106,8 +106,8 @@ def how_sentences(fit: RegimesFit) -> list[str]:
     accumulated = [r for r in fit.regimes if r.passes > 1]
     if accumulated:
         parts.append(
-            "Accumulated, so that a pass fits and does not take long: "
-            + ", ".join(f"{format_count(r.batch)} in {r.passes} passes" for r in accumulated)
+            "Accumulated, since a larger pass does not fit or is slower: "
+            + ", ".join(dict.fromkeys(f"{format_count(r.batch)} in {r.passes} passes" for r in accumulated))
             + "."
         )
     if fit.batch_statistics:
