@@ -47,6 +47,10 @@ class Findings(Strict):
     train_examples: int
     parameters: int
     noise_scale: Estimate | None = None
+    noise_scale_groups: dict[str, Estimate] = Field(default_factory=dict)
+    """Of each group of parameters where it is identifiable."""
+    noise_scale_preconditioned: Estimate | None = None
+    """A diagnostic: of the gradient as an Adam-like optimizer scales it."""
     critical_batch: Estimate | None = None
     """Absent where the data cannot identify it."""
     learning_rate_exponent: Estimate | None = None

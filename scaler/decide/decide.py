@@ -13,7 +13,7 @@ from scaler.decide.long_runs import branched_answer, branching_notes
 from scaler.decide.rules import rules_of_thumb
 from scaler.decide.spread import with_spread
 from scaler.errors import NothingFeasible
-from scaler.fit.noise import fit_noise_scale
+from scaler.fit.noise import NoiseFit, fit_noise
 from scaler.fit.powers import fit_powers
 from scaler.fit.rate_rules import Optimizer, RateRule, rate_rules
 from scaler.fit.speeds import with_measured_speeds
@@ -126,12 +126,27 @@ def _rate_rules(fits: Fits, sizes: WorkloadRecord, noise: Estimate | None) -> tu
     return rate_rules(fits.rates, reached, reference, Optimizer(sizes.optimizer, sizes.betas), clear)
 
 
+def _noise_notes(noise: NoiseFit) -> list[str]:
+    """Say which noise scales are not known, and why."""
+    if noise.steps + noise.left_out_steps == 0:
+        return ["gradient noise scale: not measured"]
+    hidden = [name for name, scale in noise.groups.items() if scale is None]
+    notes = [f"gradient noise scale of {name}: not identifiable" for name in hidden]
+    if noise.scale is None:
+        notes = [f"gradient noise scale: not identifiable from {noise.steps} steps, |G|^2 may be 0"]
+    if noise.left_out_steps:
+        notes.append(
+            f"gradient noise: {noise.left_out_steps} steps left out, their gradients were not finite"
+        )
+    return notes
+
+
 def _unknown_growth(fits: Fits) -> str:
     return "; ".join(fits.rates.unidentified()) if fits.rates else "no trial reached the target"
 
 
 def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> Findings:
-    noise = fit_noise_scale(r for r in records if isinstance(r, NoiseRecord))
+    noise = fit_noise(r for r in records if isinstance(r, NoiseRecord))
     exponent = fits.rates.exponent() if fits.rates else None
     critical = fits.steps.critical_batch() if fits.steps else None
     if fits.branching is not None and critical is None:
@@ -142,8 +157,7 @@ def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> F
         for prediction in predictions
         for note in prediction.notes
     ]
-    if noise is None:
-        notes.append("gradient noise scale: not identifiable, or not measured (ZeRO and fp16 hide it)")
+    notes += _noise_notes(noise)
     if fits.branching is not None:
         notes += branching_notes(fits.branching)
     elif critical is None:
@@ -158,11 +172,13 @@ def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> F
     return Findings(
         train_examples=sizes.train_examples,
         parameters=sizes.parameters,
-        noise_scale=noise,
+        noise_scale=noise.scale,
+        noise_scale_groups={name: scale for name, scale in noise.groups.items() if scale is not None},
+        noise_scale_preconditioned=noise.preconditioned,
         critical_batch=critical,
         learning_rate_exponent=exponent,
         learning_rate_saturates=fits.rates.saturates() if fits.rates else None,
-        learning_rate_rules=_rate_rules(fits, sizes, noise),
+        learning_rate_rules=_rate_rules(fits, sizes, noise.scale),
         step_overhead_s=fits.step_time.overhead_s if fits.step_time else None,
         seconds_per_example=fits.step_time.per_example_s if fits.step_time else None,
         powers_of_two=fit_powers(r for r in records if isinstance(r, PowersRecord)),

@@ -14,6 +14,7 @@ from scaler.report import rate_words
 from scaler.report.branches import BRANCH_HEADERS, branch_lines, branch_sentence
 from scaler.report.drawing import draw
 from scaler.report.figures import build_figures
+from scaler.report.noise_words import noise_estimates
 from scaler.report.training import target_words
 from scaler.report.wording import (
     EPOCH_HEADERS,
@@ -168,6 +169,7 @@ def _findings(config: BatchConfig, records: Sequence[Record]) -> Lines:
         ("training examples", format_count(found.train_examples), "", "counted"),
         ("parameters", format_count(found.parameters), "", "counted"),
         fitted("gradient noise scale", found.noise_scale, " examples", noise),
+        *(fitted(name, estimate, " examples", True) for name, estimate in noise_estimates(found)),
         fitted("critical batch", found.critical_batch, " examples", trials),
         fitted("learning rate exponent", found.learning_rate_exponent, "", trials),
         seconds("fixed time of one pass", found.step_overhead_s),

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scaler.decide.config import Answer, BatchConfig
-from scaler.report import rate_words
+from scaler.report import noise_words, rate_words
 from scaler.report.branches import BRANCH_HEADERS, branch_lines, branch_sentence
 from scaler.report.wording import (
     EPOCH_HEADERS,
@@ -71,6 +71,8 @@ def answer_table(config: BatchConfig) -> RenderableType:
         ]
     if config.findings.powers_of_two is not None:
         parts += [heading("Why powers of two"), plain(powers_sentence(config.findings.powers_of_two))]
+    if config.findings.noise_scale is not None:
+        parts += [heading(noise_words.TITLE), plain(noise_words.noise_sentence(config.findings))]
     if config.rules_of_thumb:
         parts += [heading("Rules of thumb"), _rules(config)]
     if config.findings.learning_rate_rules:
