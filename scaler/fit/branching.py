@@ -1,22 +1,26 @@
 """The largest batch that does not lose, by branches of one state (Merrill et al. 2025, arXiv 2505.23971)."""
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Literal
 
 import numpy as np
 from scipy import stats
-from scipy.optimize import isotonic_regression
 
+from scaler.fit.branch_losses import (
+    BranchGroup,
+    ReferenceCurve,
+    best_rates,
+    differences,
+    latest_study,
+    spread,
+)
 from scaler.records import BranchRecord, RateRule
 from scaler.schema import Strict
 from scaler.stats import CONFIDENCE, Estimate, Floats
 
 TOLERATED = 1.25  # times the reference's examples for the same loss that is not called losing
-_WINDOW = 0.5  # the last part of a stretch, over which losses are averaged
 _SLOWEST = 100.0
 _METHOD = "paired over data orders, variance pooled over batches; t"
 _CRITICAL = "branches: (1 + B / B_crit) against the reference's; profile of the squared residuals, F"
@@ -71,42 +75,6 @@ class BranchingFit(Strict):
         return next((r for r in self.results if r.verdict == "loses"), None)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """The branches with one global batch and rate, by data order."""
-
-    runs: Sequence[BranchRecord]
-
-    @property
-    def growth(self) -> float:
-        """Global batch over the reference's."""
-        return self.runs[0].plan.global_batch / self.runs[0].reference_batch
-
-    def windows(self) -> dict[int, float]:
-        """Give each seed's mean loss over the window; infinite where it diverged."""
-        return {run.seed: _window_mean(run) for run in self.runs}
-
-    def held_out(self) -> dict[int, float]:
-        """Give each seed's held-out loss at the end; infinite where it diverged."""
-        losses = {run.seed: run.held_out_loss for run in self.runs}
-        return {seed: float("inf") if loss is None else loss for seed, loss in losses.items()}
-
-    @property
-    def mean(self) -> float:
-        """Mean over seeds; infinite where one diverged."""
-        return float(np.mean(list(self.windows().values())))
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether no branch diverged."""
-        return bool(np.isfinite(self.mean + sum(self.held_out().values())))
-
-    def positions(self) -> Floats:
-        """Tell how many examples the network had seen, on average, when the window's losses were taken."""
-        run = self.runs[0]
-        return _middles(run)[_first(run) :]
-
-
 def fit_branching(records: Iterable[BranchRecord]) -> BranchingFit | None:
     """Compare branches with the reference's; None without branches of the reference and of another batch.
 
@@ -114,17 +82,17 @@ def fit_branching(records: Iterable[BranchRecord]) -> BranchingFit | None:
     pair. A loss is taken before its step: larger steps take theirs after fewer examples on average, and the
     reference's own curve corrects for that.
     """
-    groups = _best_rates(_latest_study(records))
+    groups = best_rates(latest_study(records))
     reference = next((group for group in groups if group.growth == 1), None)
     if reference is None or len(groups) < 2 or not reference.is_finite:
         return None
-    curve = _Curve.of(reference.runs)
-    rise = partial(_rise, curve, reference)
-    trained = [_differences(g.windows(), reference.windows()) - rise(g) for g in groups]
-    held_out = [_differences(g.held_out(), reference.held_out()) for g in groups]
-    tolerance = max(rise(reference, TOLERATED), _spread(reference.windows()))
+    curve = ReferenceCurve(reference)
+    rise = partial(curve.rise, reference)
+    trained = [differences(g.windows(), reference.windows()) - curve.rise(g) for g in groups]
+    held_out = [differences(g.held_out(), reference.held_out()) for g in groups]
+    tolerance = max(rise(TOLERATED), spread(reference.windows()))
     results = [
-        _result(group, own, other, partial(rise, reference), (tolerance, _spread(reference.held_out())))
+        _result(group, own, other, rise, (tolerance, spread(reference.held_out())))
         for group, own, other in zip(groups, _estimates(trained), _estimates(held_out), strict=True)
     ]
     critical, at_least = _critical_batch(groups, curve)
@@ -139,81 +107,6 @@ def fit_branching(records: Iterable[BranchRecord]) -> BranchingFit | None:
         critical_batch=critical,
         critical_at_least=at_least,
     )
-
-
-@dataclass(frozen=True)
-class _Curve:
-    """The reference's mean training loss against examples: never rising, beyond its end on the last slope."""
-
-    examples: Floats
-    loss: Floats
-
-    @classmethod
-    def of(cls, runs: Sequence[BranchRecord]) -> "_Curve":
-        losses = np.array([run.losses for run in runs], dtype=np.float64)
-        falling: Floats = isotonic_regression(losses.mean(axis=0), increasing=False).x
-        return cls(_middles(runs[0]), falling)
-
-    def __call__(self, examples: Floats) -> Floats:
-        x, y = self.examples, self.loss
-        slope = (y[-1] - y[len(y) // 2]) / max(x[-1] - x[len(x) // 2], 1.0)
-        found: Floats = np.interp(examples, x, y) + slope * np.maximum(0.0, examples - x[-1])
-        return found
-
-
-def _latest_study(records: Iterable[BranchRecord]) -> list[_Group]:
-    """Group branches by batch and rate; of stretches of several lengths, those of the largest batch tried."""
-    studies: dict[object, list[BranchRecord]] = defaultdict(list)
-    for r in records:
-        studies[r.start_examples, r.examples, r.reference_batch, r.rewarm_examples].append(r)
-    groups: dict[tuple[int, float], list[BranchRecord]] = defaultdict(list)
-    latest = max(studies.values(), key=_reach, default=[])
-    for record in sorted(latest, key=lambda r: r.seed):
-        groups[record.plan.global_batch, record.learning_rate].append(record)
-    return [_Group(groups[key]) for key in sorted(groups)]
-
-
-def _reach(study: Sequence[BranchRecord]) -> tuple[int, int, int]:
-    return max(run.plan.global_batch for run in study), study[0].examples, len(study)
-
-
-def _best_rates(groups: Sequence[_Group]) -> list[_Group]:
-    """Keep of each batch the rate with the least loss, smallest batch first."""
-    best: dict[int, _Group] = {}
-    for group in groups:
-        batch = group.runs[0].plan.global_batch
-        if batch not in best or group.mean < best[batch].mean:
-            best[batch] = group
-    return [best[batch] for batch in sorted(best)]
-
-
-def _middles(run: BranchRecord) -> Floats:
-    part = run.examples / run.points
-    return np.array([part * i + (part - run.plan.global_batch) / 2 for i in range(run.points)])
-
-
-def _first(run: BranchRecord) -> int:
-    return int((1 - _WINDOW) * run.points)
-
-
-def _window_mean(run: BranchRecord) -> float:
-    finite = [loss for loss in run.losses if loss is not None]
-    return float(np.mean(finite[_first(run) :])) if len(finite) == run.points else float("inf")
-
-
-def _rise(curve: _Curve, reference: _Group, group: _Group, slowdown: float = 1.0) -> float:
-    """Loss above the reference's if the group goes through the reference's curve so many times slower."""
-    return float((curve(group.positions() / slowdown) - curve(reference.positions())).mean())
-
-
-def _differences(own: Mapping[int, float], others: Mapping[int, float]) -> Floats:
-    """Take the differences of the seeds that both have, where all are finite: [seed]."""
-    return np.array([own[seed] - others[seed] for seed in own if seed in others])
-
-
-def _spread(losses: Mapping[int, float]) -> float:
-    """Standard deviation between data orders; 0 of a single one."""
-    return float(np.std(list(losses.values()), ddof=1)) if len(losses) > 1 else 0.0
 
 
 def _estimates(samples: Sequence[Floats]) -> list[Estimate | None]:
@@ -255,7 +148,7 @@ def _slowdown(difference: Estimate, rise: Callable[[float], float]) -> Estimate 
 
 
 def _result(
-    group: _Group,
+    group: BranchGroup,
     difference: Estimate | None,
     held_out: Estimate | None,
     rise: Callable[[float], float],
@@ -277,7 +170,7 @@ def _result(
 
 
 def _verdict(
-    group: _Group, differences: tuple[Estimate | None, Estimate | None], tolerances: tuple[float, float]
+    group: BranchGroup, differences: tuple[Estimate | None, Estimate | None], tolerances: tuple[float, float]
 ) -> Verdict:
     """Judge by the training loss, and by the held-out loss where that is surely worse."""
     trained, held_out = differences
@@ -290,7 +183,9 @@ def _verdict(
     return "does not lose" if (trained.high or 0.0) <= tolerances[0] else "undecided"
 
 
-def _critical_batch(groups: Sequence[_Group], curve: _Curve) -> tuple[Estimate | None, float | None]:
+def _critical_batch(
+    groups: Sequence[BranchGroup], curve: ReferenceCurve
+) -> tuple[Estimate | None, float | None]:
     """Fit B_crit to (B_crit + k B) / (B_crit + B), how much slower than the reference k times its batch is.
 
     The hyperbola of McCandlish et al. 2018 (arXiv 1812.06162, eq. 2.11), on the stretch. Data orders have
@@ -300,8 +195,8 @@ def _critical_batch(groups: Sequence[_Group], curve: _Curve) -> tuple[Estimate |
     reference = groups[0]
     told = []
     for group in groups:
-        pairs = _differences(group.windows(), reference.windows())
-        if len(pairs) and pairs.mean() <= max(_rise(curve, reference, group, group.growth), 0.0):
+        pairs = differences(group.windows(), reference.windows())
+        if len(pairs) and pairs.mean() <= max(curve.rise(group, group.growth), 0.0):
             told.append(group)
     seeds = sorted(set.intersection(*(set(group.windows()) for group in [reference, *told])))
     losses = np.array([[group.windows()[seed] for seed in seeds] for group in told])
@@ -311,10 +206,7 @@ def _critical_batch(groups: Sequence[_Group], curve: _Curve) -> tuple[Estimate |
     batch = float(reference.runs[0].reference_batch)
     grid = np.geomspace(batch / 32, 32 * batch * told[-1].growth, 400)
     squares = np.array(
-        [
-            _squares(losses, [_rise(curve, reference, g, (c + g.growth * batch) / (c + batch)) for g in told])
-            for c in grid
-        ]
+        [_squares(losses, [curve.rise(g, (c + g.growth * batch) / (c + batch)) for g in told]) for c in grid]
     )
     quantile = float(stats.f.ppf(CONFIDENCE, 1, dof))
     held = np.flatnonzero(squares <= squares.min() * (1 + quantile / dof))
