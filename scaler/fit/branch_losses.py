@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 from scipy.optimize import isotonic_regression
 
 from scaler.records import BranchRecord
-from scaler.stats import Floats
+from scaler.stats import CONFIDENCE, Floats
 
 _WINDOW = 0.5  # the last part of a stretch, over which losses are averaged
 
@@ -57,6 +58,9 @@ class ReferenceCurve:
         self._examples = _middles(reference.runs[0])
         self._loss: Floats = isotonic_regression(losses.mean(axis=0), increasing=False).x
         self._own = self._mean(reference.positions())
+        trend = stats.linregress(np.tile(self._examples, len(losses)), losses.ravel())
+        self.falls = bool(trend.slope < 0 and trend.pvalue < 1 - CONFIDENCE)
+        """Whether it clearly falls: else no loss says how many examples it took."""
 
     def rise(self, group: BranchGroup, slowdown: float = 1.0) -> float:
         """Loss above the reference's if a group goes through this curve so many times slower."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import minimize_scalar
 
 from scaler.fit.branch_losses import (
     BranchGroup,
@@ -22,6 +23,7 @@ from scaler.stats import CONFIDENCE, Estimate, Floats
 
 TOLERATED = 1.25  # times the reference's examples for the same loss that is not called losing
 _SLOWEST = 100.0
+_HALVINGS = 30
 _METHOD = "paired over data orders, variance pooled over batches; t"
 _CRITICAL = "branches: (1 + B / B_crit) against the reference's; profile of the squared residuals, F"
 
@@ -91,8 +93,9 @@ def fit_branching(records: Iterable[BranchRecord]) -> BranchingFit | None:
     trained = [differences(g.windows(), reference.windows()) - curve.rise(g) for g in groups]
     held_out = [differences(g.held_out(), reference.held_out()) for g in groups]
     tolerance = max(rise(TOLERATED), spread(reference.windows()))
+    tolerances = tolerance, max(tolerance, spread(reference.held_out()))
     results = [
-        _result(group, own, other, rise, (tolerance, spread(reference.held_out())))
+        _result(group, own, other, rise if curve.falls else None, tolerances)
         for group, own, other in zip(groups, _estimates(trained), _estimates(held_out), strict=True)
     ]
     critical, at_least = _critical_batch(groups, curve)
@@ -151,7 +154,7 @@ def _result(
     group: BranchGroup,
     difference: Estimate | None,
     held_out: Estimate | None,
-    rise: Callable[[float], float],
+    rise: Callable[[float], float] | None,
     tolerances: tuple[float, float],
 ) -> BranchResult:
     first = group.runs[0]
@@ -163,7 +166,7 @@ def _result(
         seeds=len(group.runs),
         loss=group.mean if group.is_finite else None,
         difference=difference,
-        slowdown=_slowdown(difference, rise) if difference is not None else None,
+        slowdown=_slowdown(difference, rise) if difference is not None and rise is not None else None,
         held_out_difference=held_out,
         verdict="reference" if is_reference else _verdict(group, (difference, held_out), tolerances),
     )
@@ -201,25 +204,34 @@ def _critical_batch(
     seeds = sorted(set.intersection(*(set(group.windows()) for group in [reference, *told])))
     losses = np.array([[group.windows()[seed] for seed in seeds] for group in told])
     dof = losses.size - len(seeds) - 1
-    if len(told) < 2 or dof < 1:
+    if len(told) < 2 or dof < 1 or not curve.falls:
         return None, None
     batch = float(reference.runs[0].reference_batch)
-    grid = np.geomspace(batch / 32, 32 * batch * told[-1].growth, 400)
-    squares = np.array(
-        [_squares(losses, [curve.rise(g, (c + g.growth * batch) / (c + batch)) for g in told]) for c in grid]
-    )
     quantile = float(stats.f.ppf(CONFIDENCE, 1, dof))
-    held = np.flatnonzero(squares <= squares.min() * (1 + quantile / dof))
-    low, high = float(grid[held[0]]), float(grid[held[-1]])
-    if held[-1] == len(grid) - 1:
-        return None, low if held[0] > 0 else None
-    if held[0] == 0:
-        return None, None
-    value = float(grid[int(np.argmin(squares))])
+
+    def squares(critical: float) -> float:
+        rises = [curve.rise(g, (critical + g.growth * batch) / (critical + batch)) for g in told]
+        left = losses - np.array(rises)[:, None]
+        return float(((left - left.mean(axis=0)) ** 2).sum())
+
+    least, most = batch / 32, 32 * batch * told[-1].growth
+    best = minimize_scalar(
+        lambda log: squares(math.exp(log)), bounds=(math.log(least), math.log(most)), method="bounded"
+    )
+    held = best.fun * (1 + quantile / dof)
+
+    def end(bound: float) -> float | None:
+        """Find where the squares pass what is held, None if they do not up to the bound."""
+        if squares(bound) <= held:
+            return None
+        inside, outside = best.x, math.log(bound)
+        for _ in range(_HALVINGS):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if squares(math.exp(middle)) <= held else (inside, middle)
+        return math.exp(inside)
+
+    low, high = end(least), end(most)
+    if low is None or high is None:
+        return None, low
+    value = math.exp(best.x)
     return Estimate(value=value, low=low, high=high, samples=losses.size, method=_CRITICAL), None
-
-
-def _squares(losses: Floats, rises: Sequence[float]) -> float:
-    """Sum the squares of losses [batch, seed] around the rises, each seed's mean taken off."""
-    left = losses - np.array(rises)[:, None]
-    return float(((left - left.mean(axis=0)) ** 2).sum())
