@@ -32,6 +32,7 @@ from scaler.workload import Workload
 _LAUNCHES = 2  # fresh runs of a plan differ by more than steps within one
 _SPEED_RUNS = 2  # the second with entries near those that are used
 _NOISE_STEPS = 100
+_NOISE_PASSES = 8
 _SMALLEST_POWER, _LARGEST_POWER = 16, 512
 _POWERS_SHARE = 0.05  # of the budget left, beyond which powers of two are not looked into
 _NEAR = 0.1
@@ -190,12 +191,14 @@ def measure_plans(evidence: Evidence, plans: Sequence[BatchPlan]) -> None:
 
 
 def measure_noise(evidence: Evidence, workload: Workload, fits: MemoryFits, workers: int) -> None:
-    """Measure gradient noise at the reference, unsharded: on all workers, or in two passes on one."""
+    """Measure gradient noise at the reference, unsharded: on all workers, or in passes on one."""
     fit = memory_for(fits, workers)
     if fit is None:
         return
-    accumulation = 1 if workers > 1 else 2
-    micro_batch = min(workload.reference.global_batch // (workers * accumulation), fit.largest_measured)
+    batch = workload.reference.global_batch
+    # More passes tell more; a pass keeps four examples, for layers that normalise over them.
+    accumulation = 1 if workers > 1 else max(2, min(_NOISE_PASSES, batch // 4))
+    micro_batch = min(batch // (workers * accumulation), fit.largest_measured)
     if micro_batch >= 1:
         plan = BatchPlan.equal(micro_batch, accumulation, workers)
         request = NoiseRequest(plan, workload.reference.learning_rate, _NOISE_STEPS)
