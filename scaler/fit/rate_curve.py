@@ -16,6 +16,8 @@ from scipy.special import log_ndtr
 
 from scaler.stats import Floats
 
+_NOISE_GROWTH = 0.3  # exponent of the seeds' spread in the rate: too high a rate is a gamble
+_NOISE_RANGE = (-2.0, 1.0)  # of u, within which it grows
 _MISFIT = 0.25  # of how far a trial lies above the best, what the curve's form may be wrong by
 
 
@@ -61,8 +63,8 @@ class Scale:
     """What a trial that diverged is at least above the best: a cliff may come soon after the optimum."""
 
 
-EXAMPLES = Scale(curvature=0.5, curvature_spread=0.7, cap=float(np.log(4.0)), diverged=float(np.log(1.2)))
-"""For log examples to target: twice or half the best rate usually costs about an eighth more."""
+EXAMPLES = Scale(curvature=0.7, curvature_spread=0.6, cap=float(np.log(4.0)), diverged=float(np.log(1.2)))
+"""For log examples to target: twice or half the best rate usually costs about a sixth more."""
 
 
 def scale_of_losses(trials: Sequence[Trial]) -> Scale:
@@ -81,7 +83,7 @@ def scale_of_losses(trials: Sequence[Trial]) -> Scale:
 
 
 def cells_of(trials: Sequence[Trial], scale: Scale) -> tuple[dict[float, Cells], float, int]:
-    """Average trials over seeds, for each batch: (cells, squares within them, degrees of freedom).
+    """Average trials over seeds, for each batch: (cells, squares within them as at the best rate, degrees).
 
     A trial far above the best or diverged becomes a bound. Batches without a single value are left out.
     """
@@ -93,19 +95,23 @@ def cells_of(trials: Sequence[Trial], scale: Scale) -> tuple[dict[float, Cells],
         if not values:
             continue
         ceiling = min(values) + scale.cap
-        rows = []
+        rows, spreads = [], []
         for log_rate in sorted({trial.log_rate for trial in own}):
             seeds = [trial for trial in own if trial.log_rate == log_rate]
             worst = [t.value if np.isfinite(t.value) else min(values) + scale.diverged for t in seeds]
             seen = np.minimum(worst, ceiling)
             bounded = any(t.bounded or not t.value < ceiling for t in seeds)
             if not bounded:
-                squares += float(((seen - seen.mean()) ** 2).sum())
-                dof += len(seen) - 1
+                spreads.append((log_rate, float(((seen - seen.mean()) ** 2).sum()), len(seen) - 1))
             rows.append((log_rate, seen.mean(), len(seen), float(bounded)))
         cells = Cells(*np.array(rows).T)
         if not cells.bounded.all():
             found[batch] = cells
+            dof += sum(number for _, _, number in spreads)
+            squares += sum(
+                own / float(_noise_growth(np.array(log_rate - cells.best_log_rate)))
+                for log_rate, own, _ in spreads
+            )
     return found, squares, dof
 
 
@@ -117,7 +123,7 @@ class Shapes:
     left: Floats
     right: Floats
     seed_spread: Floats
-    """Standard deviation of one trial."""
+    """Standard deviation of one trial at the best rate."""
     rate_spread: Floats
     """Standard deviation of a rate's mean over many seeds around the curve."""
 
@@ -130,6 +136,11 @@ class Shapes:
         return np.asarray(curvature * left * right * both)
 
 
+def _noise_growth(u: Floats) -> Floats:
+    """Give the variance between seeds over that at the best rate."""
+    return np.asarray(np.exp(2 * _NOISE_GROWTH * np.clip(u, *_NOISE_RANGE)))
+
+
 def log_likelihoods(cells: Mapping[float, Cells], shapes: Shapes, grids: Sequence[Floats]) -> list[Floats]:
     """Give, for each batch, the log likelihood [draws, grid] of a best log rate on its grid.
 
@@ -140,8 +151,9 @@ def log_likelihoods(cells: Mapping[float, Cells], shapes: Shapes, grids: Sequenc
 
 def _log_likelihood(cells: Cells, shapes: Shapes, grid: Floats) -> Floats:
     excess = shapes.excess((cells.log_rate - grid[:, None])[None])  # [draws, grid, rates]
-    noise = shapes.seed_spread[:, None] ** 2 / cells.seeds + shapes.rate_spread[:, None] ** 2
-    variance = noise[:, None, :] + (_MISFIT * excess) ** 2
+    u = cells.log_rate - grid[:, None]
+    noise = shapes.seed_spread[:, None, None] ** 2 * _noise_growth(u) / cells.seeds
+    variance = noise + shapes.rate_spread[:, None, None] ** 2 + (_MISFIT * excess) ** 2
     seen = 1 - cells.bounded
     weights = seen / variance
     total = weights.sum(axis=-1)

@@ -24,16 +24,16 @@ _STEPS = 25
 
 def measure_throughput(
     evidence: Evidence, launch: LaunchConfig, fits: MemoryFits, counts: Sequence[int], batches: Sequence[int]
-) -> None:
+) -> StepTimeFit | None:
     """Time fresh launches of plans that may be chosen, one at a time: neighbours would share the host.
 
     The ends of the micro-batches on the fewest and the most workers come first. Then, launch by launch, what
     narrows the predictions of all plans most per second, until each mean is known within 6% or the budget's
-    share is spent.
+    share is spent. Gives the fit, None where nothing was timed.
     """
     plans = _candidates(launch, fits, counts, batches)
     if not plans:
-        return
+        return None
     runs: list[ThroughputRecord] = []
     for plan in _spanning(plans):
         for launched in range(_LAUNCHES):
@@ -50,6 +50,7 @@ def measure_throughput(
             break
         runs += more
         workers = plan.workers
+    return fit
 
 
 def _candidates(

@@ -19,7 +19,8 @@ from scaler.records import ConfirmationRecord, ConvergenceRecord, Evaluation, St
 from scaler.runtime.protocol import Probe, Rank
 from scaler.workload import Workload
 
-_STEPS_A_LOOK = 8  # at the clock: among several ranks each costs a broadcast
+_STEPS_A_LOOK = 8  # at the clock and the loss: among several ranks each costs a broadcast
+_FAR_ABOVE = 10.0  # times the largest loss of the first steps, beyond which a run has diverged
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class _Trial:
         self._curve: list[Evaluation] = []
         self._examples = 0
         self._train_time_s = 0.0
+        self._losses: list[torch.Tensor] = []
+        """Of the steps since the last look."""
+        self._first_loss: float | None = None
+        self._diverged = False
 
     def run(self, probe: Probe) -> dict[str, Any]:
         """Train; give the fields of the record."""
@@ -72,7 +77,7 @@ class _Trial:
         stop: Stop | None = None
         while stop is None:
             if not self._train_to_next_evaluation(engine):
-                stop = "deadline"
+                stop = "diverged" if self._diverged else "deadline"
                 break
             metric = evaluate(self._workload, engine.module, self._eval_data, rank, request.plan.micro_batch)
             self._curve.append(
@@ -102,7 +107,7 @@ class _Trial:
         }
 
     def _train_to_next_evaluation(self, engine: Engine) -> bool:
-        """Train until the next evaluation is due; tell whether the time limit left time for it."""
+        """Train until the next evaluation is due; tell if no divergence or time limit came first."""
         if not self._curve:
             self._batches = rank_steps(
                 self._workload, self._train_data, self._request.plan, self._rank.rank, self._request.seed
@@ -113,18 +118,37 @@ class _Trial:
         while self._examples < goal:
             step_start = time.perf_counter()
             self._examples += self._request.plan.global_batch
-            engine.step(
+            loss = engine.step(
                 next(self._batches),
                 self._workload.learning_rate_factor(self._examples, self._request.warmup_examples),
             )
+            self._losses.append(loss.detach())
             if self._timed:
                 self._rank.device.synchronize()
                 self.step_times_s.append(time.perf_counter() - step_start)
-            if self._is_late(self._examples // self._request.plan.global_batch):
+            step = self._examples // self._request.plan.global_batch
+            if self._has_diverged(step) or self._is_late(step):
                 break
         self._rank.device.synchronize()
         self._train_time_s += time.perf_counter() - start
-        return self._examples >= goal
+        return self._examples >= goal and not self._diverged
+
+    def _has_diverged(self, step: int) -> bool:
+        """Whether the loss is not finite, or its mean over some steps far above what it started from.
+
+        The start is the largest of the first losses: of a small batch one alone says little.
+        """
+        if step % _STEPS_A_LOOK:
+            return False
+        losses = torch.stack(self._losses).float()
+        self._losses.clear()
+        if self._first_loss is None:
+            self._first_loss = agree(self._rank, float(losses.abs().max()))
+            self._diverged = not math.isfinite(self._first_loss)
+        else:
+            mean = agree(self._rank, float(losses.mean()))
+            self._diverged = not math.isfinite(mean) or mean > _FAR_ABOVE * self._first_loss
+        return self._diverged
 
     def _is_late(self, step: int = 0) -> bool:
         """Whether the time limit is over, on rank 0's clock; between two evaluations only some steps look."""
