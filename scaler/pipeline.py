@@ -12,6 +12,7 @@ from scaler.fit.regimes import RegimesFit, fit_regimes
 from scaler.launch import LaunchConfig
 from scaler.measure.evidence import Evidence, Progress
 from scaler.measure.stages import confirm, measure, measure_plans
+from scaler.measure.warmup import measure_warmup
 from scaler.probe.regimes import RegimesRequest, probe_regimes
 from scaler.records import RegimesRecord
 from scaler.report.html import render
@@ -52,6 +53,8 @@ def tune(
             measure(evidence, workload, launch, ranks.workers)
             config = _decide(run, launch.cluster, launch, launch.sweep)
             _write(run, config)
+            measure_warmup(evidence, workload, config.chosen)
+            config = _decide(run, launch.cluster, launch, launch.sweep)
             if config.sweep and launch.cluster.kind == "mock":
                 plans = [point.plan for point in config.sweep if point.plan is not None]
                 measure_plans(evidence, plans)

@@ -322,6 +322,12 @@ class ConvergenceRecord(Observation):
         return self.stop == "reached"
 
 
+class WarmupRecord(ConvergenceRecord):
+    """A trial at the chosen batch and rate with another length of warm-up than the reference's."""
+
+    kind: Literal["warmup"] = "warmup"  # type: ignore[assignment]
+
+
 class ConfirmationRecord(ConvergenceRecord):
     """The chosen plan, trained once on its real workers, with every step time."""
 
@@ -375,6 +381,7 @@ Record = Annotated[
     | PowersRecord
     | NoiseRecord
     | ConvergenceRecord
+    | WarmupRecord
     | ConfirmationRecord
     | RegimesRecord
     | CheckpointRecord

@@ -9,11 +9,12 @@ from scaler.decide.config import Answer, Bound
 from scaler.decide.epochs import turned
 from scaler.decide.fits import Fits
 from scaler.decide.plans import split_batch
-from scaler.decide.reasons import reasons
+from scaler.decide.reasons import reasons, warmup_reason
 from scaler.errors import BadInput, NothingFeasible
 from scaler.fit.learning_rate import BatchResult
 from scaler.fit.memory import memory_for
 from scaler.fit.step_time import StepTimeFit, shape_of
+from scaler.fit.warmup import fit_warmup
 from scaler.stats import Estimate, product
 from scaler.workload import Reference
 
@@ -76,11 +77,13 @@ def answer(
     time_s = best.time_s
     price = cluster.price_per_device_hour
     bound = _bound(fits, cluster, ranked, pinned)
+    warmup = fit_warmup(fits.trials, plan.global_batch, best.learning_rate, reference.warmup_examples)
+    warmup_examples = warmup.chosen_examples if warmup is not None else reference.warmup_examples
     return Answer(
         plan=plan,
         learning_rate=best.learning_rate,
-        warmup_examples=reference.warmup_examples,
-        warmup_steps=-(-reference.warmup_examples // plan.global_batch),
+        warmup_examples=warmup_examples,
+        warmup_steps=-(-warmup_examples // plan.global_batch),
         step_time_s=best.step_time_s,
         samples_per_s=turned(best.step_time_s, plan.global_batch),
         examples_to_target=best.examples,
@@ -89,7 +92,10 @@ def answer(
         cost_to_target=time_s.value / 3600 * price * plan.workers if time_s and price is not None else None,
         peak_memory_bytes=memory.peak_bytes(plan.micro_batch, plan.accumulation) if memory else None,
         bound_by=bound,
-        reasons=reasons(plan, bound, ranked_times(ranked), fits, cluster, reference),
+        reasons={
+            **reasons(plan, bound, ranked_times(ranked), fits, cluster, reference),
+            "warmup": warmup_reason(warmup),
+        },
     )
 
 

@@ -34,6 +34,7 @@ class Fits:
     steps: StepsFit | None
     batches: Mapping[int, BatchResult]
     rates: RateFit | None
+    trials: Sequence[ConvergenceRecord]
     branching: BranchingFit | None
     train_examples: int
 
@@ -66,6 +67,7 @@ def fit_all(records: Sequence[Record], cluster: Cluster, zero_stage: int = 0) ->
         steps=fit_steps(batches.values()),
         batches=batches,
         rates=fit_learning_rates(trials),
+        trials=trials,
         branching=fit_branching(r for r in records if isinstance(r, BranchRecord)),
         train_examples=workload_record(records).train_examples,
     )

@@ -8,7 +8,9 @@ from scaler.decide.config import Bound
 from scaler.decide.fits import Fits
 from scaler.fit.learning_rate import BatchResult
 from scaler.fit.memory import MemoryFit, memory_for
+from scaler.fit.rate_fit import RateFit
 from scaler.fit.step_time import StepTimeFit, shape_of
+from scaler.fit.warmup import WarmupFit, WarmupLength
 from scaler.units import format_bytes, format_count
 from scaler.workload import Reference
 
@@ -36,9 +38,8 @@ def reasons(
         "micro_batch": _micro_batch(plan, memory_for(fits.memory, plan.workers, plan.zero_stage), cluster),
         "accumulation": _accumulation(plan),
         "zero_stage": "as asked" if plan.zero_stage else "0: nothing is sharded",
-        "learning_rate": _learning_rate(fits.batches.get(plan.global_batch), reference),
+        "learning_rate": _learning_rate(fits.batches.get(plan.global_batch), fits.rates, reference),
         "step_time": _step_time(plan, fits.step_time, cluster),
-        "warmup": "kept at the reference's number of examples; its length was not measured",
         "bound_by": _BOUNDS[bound],
     }
 
@@ -94,13 +95,39 @@ def _step_time(plan: BatchPlan, fit: StepTimeFit | None, cluster: Cluster) -> st
     return text
 
 
-def _learning_rate(result: BatchResult | None, reference: Reference) -> str:
+def warmup_reason(fit: WarmupFit | None) -> str:
+    """Say where the warm-up comes from."""
+    if fit is None:
+        return (
+            "kept at the reference's number of examples; its length is measured at the chosen configuration "
+            "only, and was not here: no budget was left, the workload brings a schedule, or it is not chosen"
+        )
+    tried = ", ".join(_warmup_words(found) for found in fit.lengths)
+    if fit.chosen_examples == fit.reference_examples:
+        kept = f"kept at the reference's {format_count(fit.reference_examples)} examples"
+        return f"{kept}: no length tried clearly needs fewer examples to target ({tried})"
+    usual = format_count(fit.reference_examples)
+    return f"needs fewer examples to target than the reference's {usual} ({tried})"
+
+
+def _warmup_words(found: WarmupLength) -> str:
+    if found.ratio is None:
+        return f"{format_count(found.warmup_examples)}: too many more"
+    seeds = f"{found.ratio.samples} seed{'s' if found.ratio.samples > 1 else ''}"
+    return f"{format_count(found.warmup_examples)}: {found.ratio.value:.2f} x, {seeds}"
+
+
+def _learning_rate(result: BatchResult | None, fit: RateFit | None, reference: Reference) -> str:
     if result is None or result.best_rate is None:
         return f"the reference's, {reference.learning_rate:g}: no trial at this batch reached the target"
     tried = ", ".join(f"{rate:g}" for rate in result.rates)
     text = (
         f"fewest examples to target ({format_count(result.mean_examples)}, mean of {len(result.examples)} "
-        f"seeds) of the rates tried: {tried}"
+        f"{'seed' if len(result.examples) == 1 else 'seeds'}) of the rates tried: {tried}"
     )
+    if fit is not None and (best := fit.best_rate(result.global_batch)).is_identified:
+        text += (
+            f"; all trials together give {best.value:.3g} (90% interval {best.low:.3g} to {best.high:.3g})"
+        )
     edges = {-1: "; the best is the lowest tried", 1: "; the best is the highest tried", 0: ""}
     return text + edges[result.edge()]

@@ -15,7 +15,7 @@ from scaler.engine.engine import Engine, agree, evaluate
 from scaler.engine.open import open_engine
 from scaler.engine.torch_engine import TorchEngine
 from scaler.probe.observation import observation
-from scaler.records import ConfirmationRecord, ConvergenceRecord, Evaluation, Stop
+from scaler.records import ConfirmationRecord, ConvergenceRecord, Evaluation, Stop, WarmupRecord
 from scaler.runtime.protocol import Probe, Rank
 from scaler.workload import Workload
 
@@ -43,6 +43,11 @@ class ConvergenceRequest:
 def probe_convergence(rank: Rank, workload: Workload, request: ConvergenceRequest) -> ConvergenceRecord:
     """Train until the target, divergence or a limit."""
     return ConvergenceRecord(**_Trial(rank, workload, request).run(probe_convergence))
+
+
+def probe_warmup(rank: Rank, workload: Workload, request: ConvergenceRequest) -> WarmupRecord:
+    """Train as `probe_convergence` does, with another length of warm-up."""
+    return WarmupRecord(**_Trial(rank, workload, request).run(probe_warmup))
 
 
 def probe_confirmation(rank: Rank, workload: Workload, request: ConvergenceRequest) -> ConfirmationRecord:

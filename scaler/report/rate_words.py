@@ -20,8 +20,10 @@ def rule_headers(config: BatchConfig) -> tuple[str, ...]:
     )
 
 
-def rule_lines(config: BatchConfig) -> list[tuple[str, ...]]:
+def rule_lines(config: BatchConfig, intervals: bool = False) -> list[tuple[str, ...]]:
     """Write each rule's rate at each batch and what following it costs; * marks a rate outside the interval.
+
+    With `intervals` the cost's 90% interval is in the cell.
 
     A rule that applies nowhere has its line once, whatever rate it would start from.
     """
@@ -31,7 +33,9 @@ def rule_lines(config: BatchConfig) -> list[tuple[str, ...]]:
         if not applied and rule.origin != "reference":
             continue
         origin = f"{rule.from_rate:.3g}, {rule.origin}" if applied else _NOT_APPLICABLE
-        lines.append((rule.rule, origin, *(_cell(ruled) if applied else "" for ruled in rule.rates)))
+        lines.append(
+            (rule.rule, origin, *(_cell(ruled, intervals) if applied else "" for ruled in rule.rates))
+        )
     return lines
 
 
@@ -81,8 +85,14 @@ def _more(cost: float, batch: int) -> str:
     return f"{more} (at batch {format_count(batch)})"
 
 
-def _cell(ruled: RuledRate) -> str:
+def _cell(ruled: RuledRate, intervals: bool) -> str:
     if ruled.learning_rate is None or ruled.cost is None:
         return _NOT_APPLICABLE
-    cost = f"+{ruled.cost.value - 1:.0%}" if ruled.cost.value < _FAR else f"> {_FAR:g} x"
-    return f"{ruled.learning_rate:.3g}{'' if ruled.inside else '*'} {cost}"
+    text = f"{ruled.learning_rate:.3g}{'' if ruled.inside else '*'} {_extra(ruled.cost.value)}"
+    if not intervals or ruled.cost.low is None or ruled.cost.high is None:
+        return text
+    return f"{text} ({_extra(ruled.cost.low)} to {_extra(ruled.cost.high)})"
+
+
+def _extra(cost: float) -> str:
+    return f"+{cost - 1:.0%}" if cost < _FAR else f"> {_FAR:g} x"
