@@ -140,6 +140,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """Let go of the model and the optimizer's state."""
+        self._observers.clear()
         del self.model, self.module, self.optimizer, self.observer, self._latest
 
     def _reduced(self, _: object, bucket: Bucket) -> MeanGradient:
