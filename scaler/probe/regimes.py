@@ -30,9 +30,10 @@ MINI_BATCHES = (64, 128, 256, 512)
 SMALLER_RATE = 0.1  # tried besides at size 1, and where a regime diverges or gets nowhere
 
 _EPOCHS, _ITERATIONS = 20, 200  # a regime does so many epochs, and no fewer than so many steps
-_FULL_STEPS = 50  # of the full batch that must fit into a regime's time, else the data is cut
-_FEWEST_EXAMPLES = 128  # that data is cut to
-_FIRST_PASS, _LARGEST_PASS, _PASS_SHARE = 16, 4096, 0.005  # examples, examples, share of the budget
+_FULL_STEPS = 50  # of the full batch that must fit into a regime's time, else the data is cut:
+_FEWEST_EXAMPLES, _FEWEST_FULL_STEPS = 128, 5  # to no fewer examples, with which fewer steps will do
+_FIRST_PASS, _LARGEST_PASS, _PASS_SHARE = 2, 4096, 0.005  # examples, examples, share of the budget
+_PATIENCE = 6  # times as long may a pass smaller than a mini-batch take
 _AS_FAST = 1.5  # times the least time an example
 _TRAINING_SHARE, _COST_SHARE = 0.6, 0.3  # of the budget; the rest is for finding out how fast all is
 _SNAPSHOTS, _STORE_BYTES = 50, 2 * 1024**3  # a path; all together
@@ -163,7 +164,7 @@ def _best_pass(rank: Rank, workload: Workload, dataset: Any, request: RegimesReq
             continue
         pass_s = _fastest_s(rank, partial(engine.step, batch, 0.0), slow_s)
         example_s[size] = pass_s / size
-        if size == most or pass_s > slow_s:
+        if size == most or pass_s > (slow_s if size >= MINI_BATCHES[0] else _PATIENCE * slow_s):
             break
         size = min(2 * size, most)
     engine.close()
@@ -196,21 +197,24 @@ def _cut(dataset: Any, example_s: float, largest_pass: int, request: RegimesRequ
     Raises:
         BadInput: the budget is too short.
     """
-    regimes = len(regime_sizes(len(dataset))) + 1
-    share_s = _TRAINING_SHARE * request.budget_s / regimes
     examples = len(dataset)
-    affordable = int(share_s / _FULL_STEPS / example_s)
-    if affordable < min(examples, _FEWEST_EXAMPLES):
-        need_s = min(examples, _FEWEST_EXAMPLES) * example_s * _FULL_STEPS * regimes / _TRAINING_SHARE
+    while examples > _FEWEST_EXAMPLES and _time_s(examples, _FULL_STEPS, example_s) > request.budget_s:
+        examples = max(_FEWEST_EXAMPLES, 2 ** ((examples - 1).bit_length() - 1))
+    need_s = _time_s(examples, _FEWEST_FULL_STEPS, example_s)
+    if need_s > request.budget_s:
         raise BadInput(
             f"a budget of {format_seconds(request.budget_s)} is too short: training on one example takes "
-            f"{format_seconds(example_s)}, and {_FULL_STEPS} steps of the full batch are to fit",
-            hint=f"give --budget {math.ceil(1.5 * need_s)}s, or faster devices",
+            f"{format_seconds(example_s)}, and {_FEWEST_FULL_STEPS} steps of {examples} examples are to fit",
+            hint=f"give --budget {math.ceil(1.5 * need_s / 60)}m, or faster devices",
         )
-    if affordable < examples:
-        examples = 2 ** int(math.log2(affordable))
     passes = -(-examples // largest_pass)
     return _drawn(dataset, examples // passes * passes, request.seed)
+
+
+def _time_s(examples: int, full_steps: int, example_s: float) -> float:
+    """Give the budget of which each regime's share holds so many steps of a full batch."""
+    regimes = len(regime_sizes(examples)) + 1
+    return full_steps * examples * example_s * regimes / _TRAINING_SHARE
 
 
 def _drawn(dataset: Any, examples: int, seed: int) -> Any:

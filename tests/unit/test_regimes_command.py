@@ -28,7 +28,7 @@ workload = Workload(
     target=Target(1.5, "min"), reference=Reference(64, 0.1),
 )
 """
-COMMAND = ["regimes", "line.py:workload", "--budget", "2s"]
+COMMAND = ["regimes", "line.py:workload", "--budget", "10m"]
 
 
 @pytest.fixture(scope="module")
