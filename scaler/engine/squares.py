@@ -58,13 +58,14 @@ class GroupSquares:
             moment = self._moment(parameter)
             if moment is None or gradient.is_sparse:
                 continue
-            setting = self._setting_of[parameter]
-            correction = self._correction(setting, self._optimizer.state[parameter])
+            setting, state = self._setting_of[parameter], self._optimizer.state[parameter]
+            correction = self._correction(setting, state)
             moments.append(moment.float())
             scaled.append(gradient.float())
             corrections.append(correction)
             # sqrt(v / c^2) + eps = (sqrt(v) + eps c) / c; Adamax holds eps in its moment.
-            epsilons.append(max(setting.get("eps", 0.0) * correction, _TINY))
+            eps = 0.0 if "exp_inf" in state else setting["eps"] * correction
+            epsilons.append(max(eps, _TINY))
         if not moments:
             return torch.zeros((), device=device)
         weights = torch._foreach_sqrt(moments)
