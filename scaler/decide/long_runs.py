@@ -75,7 +75,14 @@ def _relative_time(
     example_s = product(found.step_time_s, turned(step_s, 1.0), "").scaled(
         plan.global_batch / found.plan.global_batch
     )
-    return product(example_s, best.slowdown, _METHOD)
+    # Fewer examples than the reference's are its rate's doing, and pass: none of the batch's own.
+    slowdown = best.slowdown.model_copy(
+        update={
+            name: None if (end := getattr(best.slowdown, name)) is None else max(1.0, end)
+            for name in ("value", "low", "high")
+        }
+    )
+    return product(example_s, slowdown, _METHOD)
 
 
 def _bound(branching: BranchingFit) -> tuple[Bound, str]:

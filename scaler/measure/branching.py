@@ -27,7 +27,7 @@ REFERENCE_SHARE = 0.3  # of the budget: a reference run that takes longer leaves
 _BRANCHES_SHARE = 0.8  # of what is left then, by the predicted step times
 _STEPS = 32  # of the largest batch in a stretch; as many points of its curve
 _GROWTHS = (4, 16, 64)  # of the largest batch over the reference's, a study each
-_START_S = 0.5  # a branch costs about this beside its steps
+_START_S = 0.3  # a branch costs about this beside its steps
 _FEWEST_SEEDS = 2
 _REWARM_SHARE = 1 / 8  # of a stretch, where the optimizer's state is not there
 _HELD_OUT_SHARE, _HELD_OUT = 1 / 8, (512, 8192)  # of a stretch; fewest and most examples
@@ -124,6 +124,7 @@ def measure_branches(
     seeds = max(_FEWEST_SEEDS, launch.seeds)
     plans = _plans(workload.reference.global_batch, sizes, plan_for)
     cost_s = _branch_times_s(evidence, launch, plans)
+    exponents = (1.0, 0.5) if sizes.optimizer == "SGD" else (0.5, 1.0)
     done = 0
     for most in _GROWTHS:
         study = plans[: most.bit_length()]
@@ -135,7 +136,8 @@ def measure_branches(
         if _too_long(evidence, study, cost_s, seeds / workers):
             break
         branches = partial(_request, workload, start, examples)
-        if _is_settled(evidence, study, branches, range(REFERENCE_SEED + 1, REFERENCE_SEED + 1 + seeds)):
+        orders = range(REFERENCE_SEED + 1, REFERENCE_SEED + 1 + seeds)
+        if _is_settled(evidence, study, branches, exponents, orders):
             break
         done = len(study)
 
@@ -144,17 +146,18 @@ def _is_settled(
     evidence: Evidence,
     study: Sequence[BatchPlan],
     branches: Callable[[BatchPlan, float, int], BranchRequest],
+    exponents: tuple[float, float],
     seeds: Iterable[int],
 ) -> bool:
     """Branch each plan until one loses; tell whether one did, or the budget is spent.
 
-    A batch that is not shown to keep up when its rate grows as the square root of the batch is tried with one
-    that grows as the batch.
+    `exponents`: how the rate grows with the batch; the second where a batch is not shown to keep up by the
+    first.
     """
     found: list[BranchRecord] = []
     fit = None
     for plan in study:
-        for exponent in (0.5, 1.0) if plan is not study[0] else (0.5,):
+        for exponent in exponents if plan is not study[0] else exponents[:1]:
             tasks = [plan_task(probe_branch, branches(plan, exponent, seed)) for seed in seeds]
             records = evidence.ask("branches", tasks, expected=len(study) * len(tasks))
             found += [record for record in records if isinstance(record, BranchRecord)]
