@@ -114,5 +114,5 @@ def test_sparse_and_16_bit_gradients_are_squared_in_full():
     squares = GroupSquares(net, torch.optim.SGD(net.parameters(), lr=0.1))
     twice = torch.sparse_coo_tensor([[1, 1]], [1.0, 2.0], (4,), check_invariants=True)
     assert squares.norms([twice]).tolist() == [3.0]
-    assert squares.norms([torch.full((10_000,), 300.0, dtype=torch.float16)]).tolist() == [30_000.0]
+    assert squares.norms([torch.full((10_000,), 300.0, dtype=torch.float16)])[0] == pytest.approx(3e4)
     assert squares.norms([torch.ones(70_000, dtype=torch.bfloat16)])[0] == pytest.approx(70_000**0.5)
