@@ -37,13 +37,13 @@ class BranchResult(Strict):
     learning_rate: float
     rate_rule: RateRule
     seeds: int
-    loss: float | None
+    loss: float | None = None
     """Mean training loss over the last half of the stretch; absent where a branch diverged."""
-    difference: Estimate | None
+    difference: Estimate | None = None
     """Of that loss from the reference's, on the same examples."""
-    slowdown: Estimate | None
+    slowdown: Estimate | None = None
     """How many times the reference's examples the same loss takes; without an upper end beyond 100."""
-    held_out_difference: Estimate | None
+    held_out_difference: Estimate | None = None
     """Of the held-out loss at the end from the reference's."""
     verdict: Verdict
 
@@ -52,7 +52,7 @@ class BranchingFit(Strict):
     """Which of the branched batches lose to the reference's."""
 
     reference_batch: int
-    start_examples: int | None
+    start_examples: int | None = None
     examples: int
     """Length of each branch."""
     rewarm_examples: int
@@ -60,9 +60,9 @@ class BranchingFit(Strict):
     """Loss beyond the reference's that is not called losing."""
     results: tuple[BranchResult, ...]
     """At each batch the rate that did best; the reference first."""
-    critical_batch: Estimate | None
+    critical_batch: Estimate | None = None
     """Batch that takes twice the fewest examples; absent where the branches cannot identify it."""
-    critical_at_least: float | None
+    critical_at_least: float | None = None
     """Lower end of its 90% interval, where there is no upper."""
 
     @property
