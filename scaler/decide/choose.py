@@ -63,6 +63,17 @@ def options(
     return sorted(found, key=lambda option: option.time_s.value if option.time_s else 0.0), why
 
 
+def untried_option(fits: Fits, cluster: Cluster, batch: int, workers: int, zero_stage: int) -> Option | None:
+    """Predict a batch that the search left out; None if it was tried, does not fit or nothing is fitted."""
+    if fits.steps is None or fits.rates is None or batch in fits.batches:
+        return None
+    try:
+        plan = split_batch(batch, workers, fits.memory, cluster, zero_stage)
+    except (BadInput, NothingFeasible):
+        return None
+    return _option(fits, cluster, plan, fits.rates.best_rate(batch).value, fits.steps.examples(batch))
+
+
 def answer(
     fits: Fits,
     cluster: Cluster,

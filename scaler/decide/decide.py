@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from scaler.batch import BatchPlan
+from scaler.batch import SMALL_DATASET_EXAMPLES, BatchPlan
 from scaler.cluster import Cluster
-from scaler.decide.choose import Option, answer, options, reference_answer
-from scaler.decide.config import Answer, BatchConfig, Findings
+from scaler.decide.choose import Option, answer, options, reference_answer, untried_option
+from scaler.decide.config import Answer, BatchConfig, Findings, RuleOfThumb
 from scaler.decide.confirm import compare, compare_launch
 from scaler.decide.epochs import epoch_costs
 from scaler.decide.fits import Fits, fit_all, workload_record
@@ -82,7 +82,7 @@ def decide(
         infeasible=infeasible,
         findings=_findings(records, fits, sizes),
         epochs=epoch_costs(fits, cluster, best.plan),
-        rules_of_thumb=rules_of_thumb(ranked[best.plan.workers], fits.train_examples) if not pinned else (),
+        rules_of_thumb=_rules_of_thumb(fits, cluster, ranked[best.plan.workers]) if not pinned else (),
         branching=fits.branching if best.time_to_target_s is None else None,
         records=len(records),
         versions=records[-1].environment.versions,
@@ -114,6 +114,16 @@ def _speed(found: Answer) -> float:
     """Order answers by time to target, or by throughput where none has one."""
     time_s = found.time_to_target_s
     return time_s.value if time_s is not None else 1e12 / found.samples_per_s.value
+
+
+def _rules_of_thumb(fits: Fits, cluster: Cluster, ranked: list[Option]) -> tuple[RuleOfThumb, ...]:
+    """Hold the rules against the ranked options; of small data against the full batch, tried or not."""
+    if not ranked:
+        return ()
+    plan, full = ranked[0].plan, fits.train_examples
+    small = full <= SMALL_DATASET_EXAMPLES
+    untried = untried_option(fits, cluster, full, plan.workers, plan.zero_stage) if small else None
+    return rules_of_thumb(ranked, full, untried)
 
 
 def _rate_rules(fits: Fits, sizes: WorkloadRecord, noise: Estimate | None) -> tuple[RateRule, ...]:

@@ -61,6 +61,17 @@ def test_a_full_batch_without_a_time_is_not_called_right():
     assert "1,437" in rule.verdict
 
 
+def test_a_full_batch_that_the_search_left_out_is_predicted():
+    study = Study(critical_batch=50.0, train_examples=1437)
+    config = decide(study.records(), cluster_of(1))
+    rule = by_words(config, "full batch")
+    tried = by_words(decide(study.records(batches=(*BATCHES, 1437)), cluster_of(1)), "full batch")
+    assert rule.global_batch == 1437
+    assert not rule.agrees
+    assert rule.time_ratio == pytest.approx(tried.time_ratio, rel=0.1)
+    assert rule.verdict.startswith("prediction disagrees: 1,437 was not tried")
+
+
 def test_the_rule_of_small_data_sets_stops_at_2000_examples():
     for examples, applies in ((2000, True), (2001, False)):
         config = decide(Study(train_examples=examples).records(), cluster_of(1))
