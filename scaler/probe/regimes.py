@@ -38,6 +38,7 @@ _AS_FAST = 1.5  # times the least time an example
 _TRAINING_SHARE, _COST_SHARE = 0.6, 0.3  # of the budget; the rest is for finding out how fast all is
 _SNAPSHOTS, _STORE_BYTES = 50, 2 * 1024**3  # a path; all together
 _LARGEST_SAMPLE, _FEWEST_SAMPLE = 4096, 64
+_TRIES = 5
 _GRID, _FEWEST_GRID = 25, 9
 
 
@@ -181,7 +182,7 @@ def _best_pass(rank: Rank, workload: Workload, dataset: Any, request: RegimesReq
 def _fastest_s(rank: Rank, work: Callable[[], object], limit_s: float) -> float:
     """Time some work up to five times, until `limit_s` is over: others may use the machine too."""
     times_s: list[float] = []
-    while len(times_s) < 5 and sum(times_s) <= limit_s:
+    while len(times_s) < _TRIES and sum(times_s) <= limit_s:
         started = time.perf_counter()
         work()
         rank.device.synchronize()
@@ -228,9 +229,11 @@ def _drawn(dataset: Any, examples: int, seed: int) -> Any:
 def _take_sample(
     rank: Rank, surface: CostSurface, data: Any, weights: Any, largest_pass: int, each_s: float
 ) -> int:
-    """Choose over how many examples a cost is the mean, so that one takes about `each_s`."""
-    probed = surface.take(data, min(_FEWEST_SAMPLE, len(data)), largest_pass)
-    surface.cost(weights)  # the first is slow
-    affordable = int(probed * each_s / _fastest_s(rank, partial(surface.cost, weights), each_s))
-    examples = min(len(data), _LARGEST_SAMPLE, max(affordable, _FEWEST_SAMPLE))
-    return surface.take(data, examples, largest_pass)
+    """Choose over how many examples a cost is the mean: halved until one takes no more than `each_s`."""
+    examples = min(len(data), _LARGEST_SAMPLE)
+    while True:
+        examples = surface.take(data, examples, largest_pass)
+        cost_s = _fastest_s(rank, partial(surface.cost, weights), _TRIES * each_s)
+        if cost_s <= each_s or examples <= _FEWEST_SAMPLE:
+            return examples
+        examples = max(_FEWEST_SAMPLE, examples // 2)
