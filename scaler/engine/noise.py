@@ -13,7 +13,7 @@ from scaler.engine.torch_engine import Bucket, TorchEngine
 from scaler.errors import BadInput
 
 _DETAILED_EVERY = 4
-"""Steps. Groups and the preconditioned gradient take several passes over the gradients."""
+"""Steps, in training that is to lose no time: groups and preconditioning take more passes over gradients."""
 
 
 @dataclass
@@ -54,6 +54,7 @@ class NormCollector:
         accumulation: int,
         shares: Sequence[float] = (1.0,),
         group: Any = None,
+        detailed_every: int = _DETAILED_EVERY,
     ) -> None:
         self.squares = squares
         self.norms = StepNorms()
@@ -66,6 +67,7 @@ class NormCollector:
         self._big: list[_Part] = []
         self._pending: list[tuple[list[_Part], list[_Part], float]] = []  # with the loss scale
         self._steps = 0
+        self._detailed_every = detailed_every
 
     def look(self, bucket: Bucket) -> Callable[[], None]:
         """Take a bucket of DDP's before the all-reduce, and after it."""
@@ -132,7 +134,7 @@ class NormCollector:
 
     @property
     def _detailed(self) -> bool:
-        return self._steps % _DETAILED_EVERY == 1  # the first step has no v
+        return self._steps % self._detailed_every == 1 % self._detailed_every  # the first step has no v
 
     def _held(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Give the parameters that have a gradient, not frozen nor unused, and their gradients."""
@@ -175,7 +177,7 @@ class GradientNorms(NormCollector):
         BadInput: one rank without accumulation has only one gradient, or ZeRO hides the gradients.
     """
 
-    def __init__(self, engine: TorchEngine) -> None:
+    def __init__(self, engine: TorchEngine, detailed_every: int = _DETAILED_EVERY) -> None:
         plan = engine.plan
         if plan.zero_stage:
             raise BadInput(
@@ -190,7 +192,7 @@ class GradientNorms(NormCollector):
         entries = sum(plan.micro_batches)
         shares = [entry / entries for entry in plan.micro_batches]
         squares = GroupSquares(engine.module, engine.optimizer)
-        super().__init__(squares, plan.accumulation, shares, engine.rank.group)
+        super().__init__(squares, plan.accumulation, shares, engine.rank.group, detailed_every)
         self.small_batch = plan.global_batch * self.small_share
         self._engine = engine
         engine.observer = self

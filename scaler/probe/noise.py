@@ -32,7 +32,7 @@ def probe_noise(rank: Rank, workload: Workload, request: NoiseRequest) -> NoiseR
     plan = request.plan
     dataset = load_train_data(workload, plan.global_batch)
     engine = TorchEngine(workload, plan, rank, request.learning_rate, request.seed)
-    norms = GradientNorms(engine)
+    norms = GradientNorms(engine, detailed_every=1)
     batches = rank_steps(workload, dataset, plan, rank.rank, request.seed)
     warmup_examples = workload.reference.warmup_examples
     for step in range(1, request.steps + 1):
