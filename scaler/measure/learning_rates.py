@@ -24,11 +24,10 @@ _EXTENSIONS = 3  # steps beyond the first three rates, while the best lies at th
 _HOPELESS = 1.25  # a rate that needs so many times the best rate's examples cannot win any more
 _GROWTH = 1.3  # in examples from a batch to the next, over that in proportion to the batch
 _LOSES = 1.25  # a batch whose time to target is so many times the best's ends the walk that way
-_KNOWN = 0.03  # expected log cost of the fitted best rate below which a batch needs no other rate
-_MORE_RATES = 2  # at the batch that is best so far
+_KNOWN = 0.04  # expected log cost of the fitted best rate below which a batch needs no other rate
 _APART = 1.4  # least factor between two rates of a batch
 _AS_GOOD = 0.01  # log cost that is not worth a rate of its own
-_ROUNDS = 3  # of settling, should it change which batch is best
+_ROUNDS = (2, 0)  # more rates at the batch that is best so far; settling may make another the best
 
 
 class _Search:
@@ -46,7 +45,7 @@ class _Search:
         self._evidence, self._workload, self._seeds, self._limit = evidence, workload, seeds, limit
         self._plans, self._step_time_s = plans, step_time_s
         self._trials: list[ConvergenceRecord] = []
-        self._expected = 3 + len(plans) + _MORE_RATES + seeds
+        self._expected = 3 + len(plans) + _ROUNDS[0] + seeds
 
     def run(self) -> None:
         """Bracket the best rate at the reference, walk both ways, then settle on the best batch."""
@@ -62,8 +61,8 @@ class _Search:
                 if not self._look(batch, before) or self._time(batch) > _LOSES * self._best_time():
                     break
                 before = batch
-        for _ in range(_ROUNDS):
-            if not self._settle():
+        for more in _ROUNDS:
+            if not self._settle(more):
                 break
 
     def _bracket(self, batch: int, rate: float) -> None:
@@ -92,8 +91,8 @@ class _Search:
                 return True
         return False
 
-    def _settle(self) -> bool:
-        """At the batch with the least time, try rates until the best is known, then all seeds at it.
+    def _settle(self, more: int) -> bool:
+        """At the batch with the least time, try up to `more` rates while the best is not known, then seeds.
 
         Tells if anything was asked: it may have made another batch the best.
         """
@@ -101,7 +100,7 @@ class _Search:
         if not reached:
             return False
         asked, batch = len(self._trials), min(reached, key=self._time)
-        for _ in range(_MORE_RATES):
+        for _ in range(more):
             rate = self._doubtful_rate(batch)
             if rate is None or not self._try(batch, [rate], self._limit):
                 break

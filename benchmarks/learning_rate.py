@@ -1,0 +1,211 @@
+"""The search for learning rates against an exhaustive grid: what its rates cost, and what it took.
+
+    python benchmarks/learning_rate.py [digits | mnist | chars] [--searches N]
+
+The grid is every global batch that the search may try x learning rates a factor of 2 apart x 5 seeds. At
+each batch the fitted best rate of a search, and the grid's best, are then trained with 10 fresh seeds; a run
+that does not reach the target within four times the grid's best counts as that. All in this process, on one
+device. The search is told that a step lasts as long as its examples and an overhead, so that larger batches
+are worth while up to a point. Searches have other seeds than the grid, and than each other.
+"""
+
+import argparse
+import functools
+import math
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from figure import Figure, table
+
+from scaler.batch import BatchPlan, candidates
+from scaler.cluster import Cluster
+from scaler.fit.learning_rate import batch_results, fit_learning_rates
+from scaler.fit.rate_fit import RateFit
+from scaler.measure.evidence import Evidence
+from scaler.measure.learning_rates import search_learning_rates, trial_limit
+from scaler.measure.stages import ask_sizes
+from scaler.probe.convergence import ConvergenceRequest, probe_convergence
+from scaler.records import ConvergenceRecord
+from scaler.runs import RunFolder
+from scaler.runtime.local import LocalRuntime
+from scaler.runtime.protocol import Task
+from scaler.workload import Workload, load_workload
+
+GRID_SEEDS = range(100, 105)
+FRESH_SEEDS = range(1000, 1010)
+FAR = 4.0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a workload's exhaustive grid spans."""
+
+    rates: tuple[float, ...]
+    overhead_examples: float
+    """Of a step, in examples' own time: what makes a larger batch worth while."""
+
+
+GRIDS = {
+    "digits": Grid(tuple(0.0125 * 2**i for i in range(9)), 350),
+    "mnist": Grid(tuple(0.0125 * 2**i for i in range(7)), 350),
+    "chars": Grid(tuple(0.001 * 2**i for i in range(6)), 50),
+}
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search, and what it found."""
+
+    fit: RateFit
+    batch: int
+    """The batch with the least time to target."""
+    examples: float
+    """Of one run there."""
+    spent: int
+    trials: int
+
+
+class Bench:
+    """Trains one workload, in this process."""
+
+    def __init__(self, name: str) -> None:
+        self.grid = GRIDS[name]
+        self.workload: Workload = load_workload(name)
+        self._runtime = LocalRuntime(Cluster(name="here", workers=(1, 1), kind="cpu"), self.workload)
+        with tempfile.TemporaryDirectory() as folder:
+            self._sizes = ask_sizes(Evidence(self._runtime, RunFolder(Path(folder)), None))
+        self.batches = candidates(
+            self._sizes.train_examples, self.workload.reference.global_batch, smallest=1
+        )
+
+    @functools.cache  # noqa: B019
+    def run(self, batch: int, rate: float, seed: int, limit: int) -> ConvergenceRecord:
+        request = ConvergenceRequest(
+            plan=BatchPlan.equal(batch, 1, 1),
+            learning_rate=rate,
+            warmup_examples=self.workload.reference.warmup_examples,
+            max_examples=limit,
+            seed=seed,
+        )
+        (outcome,) = self._runtime.run([Task(probe_convergence, request)])
+        assert isinstance(outcome.record, ConvergenceRecord), outcome.failure
+        return outcome.record
+
+    def mean(self, batch: int, rate: float, seeds: Iterable[int], limit: float) -> float:
+        """Mean examples to target; a run that misses it counts as the limit."""
+        runs = [self.run(batch, rate, seed, math.ceil(limit)) for seed in seeds]
+        return float(np.mean([run.examples if run.reached else math.ceil(limit) for run in runs]))
+
+    def grid_best(self, batch: int) -> tuple[float, float]:
+        """Give (rate, mean examples) of the grid's best; rates far above the best so far are cut short."""
+        best, least = math.nan, float(trial_limit(self.workload, self._sizes))
+        middle = self.workload.reference.learning_rate
+        for rate in sorted(self.grid.rates, key=lambda rate: abs(math.log(rate / middle))):
+            found = self.mean(batch, rate, GRID_SEEDS, min(FAR * least, self._limit))
+            if found < least:
+                best, least = rate, found
+        return best, least
+
+    def search(self, number: int) -> Search:
+        """Search once, with seeds of its own."""
+        overhead = self.grid.overhead_examples
+
+        def step_time(batch: int) -> float:
+            return overhead + batch
+
+        with tempfile.TemporaryDirectory() as folder:
+            run = RunFolder(Path(folder))
+            evidence = Evidence(_Shifted(self._runtime, 10_000 * number), run, None)
+            plans = {batch: BatchPlan.equal(batch, 1, 1) for batch in self.batches}
+            search_learning_rates(evidence, self.workload, 3, self._sizes, plans, step_time)
+            trials = [r for r in run.records() if isinstance(r, ConvergenceRecord)]
+        results = batch_results(trials)
+        batch = min(results, key=lambda b: results[b].mean_examples / b * step_time(b))
+        fit = fit_learning_rates(trials)
+        assert fit is not None
+        spent = sum(r.curve[-1].examples if r.curve else r.examples for r in trials)
+        return Search(fit, batch, results[batch].mean_examples, spent, len(trials))
+
+    @property
+    def _limit(self) -> float:
+        return float(trial_limit(self.workload, self._sizes))
+
+
+class _Shifted:
+    """A runtime that gives every trial other seeds, so that searches differ; questions keep their names."""
+
+    workers = 1
+
+    def __init__(self, runtime: LocalRuntime, shift: int) -> None:
+        self._runtime, self._shift = runtime, shift
+
+    def run(self, tasks):  # type: ignore[no-untyped-def]
+        for task in tasks:
+            request = _replaced(task.request, self._shift)
+            for outcome in self._runtime.run([Task(task.probe, request, task.workers)]):
+                record = outcome.record.model_copy(update={"task": task.key, "seed": task.request.seed})
+                yield type(outcome)(task, record)
+
+
+def _replaced(request, shift: int):  # type: ignore[no-untyped-def]
+    return replace(request, seed=request.seed + shift)
+
+
+def measure(name: str = "digits", searches: int = 3) -> list[Figure]:
+    bench = Bench(name)
+    found = [bench.search(number) for number in range(searches)]
+    extra: list[list[float]] = [[] for _ in found]
+    for batch in bench.batches:
+        rate, examples = bench.grid_best(batch)
+        if math.isnan(rate):
+            print(f"batch {batch}: no rate of the grid reached the target", file=sys.stderr)
+            continue
+        limit = FAR * examples
+        usual = bench.mean(batch, rate, FRESH_SEEDS, limit)
+        for costs, search in zip(extra, found, strict=True):
+            ours = search.fit.best_rate(batch).value
+            costs.append(bench.mean(batch, float(f"{ours:.4g}"), FRESH_SEEDS, limit) / usual - 1)
+            print(
+                f"batch {batch}: grid {rate:g}, {usual:,.0f} examples; fitted {ours:.4g}, {costs[-1]:+.1%}",
+                file=sys.stderr,
+            )
+    medians, worst = [float(np.median(costs)) for costs in extra], [max(costs) for costs in extra]
+    ratios = [search.spent / search.examples for search in found]
+    what = f"{name}: {len(extra[0])} batches x {len(bench.grid.rates)} rates x {len(GRID_SEEDS)} seeds"
+    return [
+        Figure(
+            f"{name}: examples at the fitted best rate, over the grid's best",
+            "at most 5% more in the median over batches, at most 15% at the worst",
+            f"median {_list(medians)}; worst {_list(worst)}",
+            f"{what}; {len(FRESH_SEEDS)} fresh seeds each; {searches} searches",
+        ),
+        Figure(
+            f"{name}: examples of the whole search, over one run at the chosen batch",
+            "at most 12 x",
+            "; ".join(
+                f"{ratio:.1f} x ({search.trials} trials, batch {search.batch})"
+                for ratio, search in zip(ratios, found, strict=True)
+            ),
+            "trials that were stopped included; same searches",
+        ),
+    ]
+
+
+def _list(shares: list[float]) -> str:
+    return ", ".join(f"{share:+.1%}" for share in shares)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("workload", nargs="?", default="digits", choices=GRIDS)
+    parser.add_argument("--searches", type=int, default=3)
+    options = parser.parse_args()
+    print(table(measure(options.workload, options.searches)))
+
+
+if __name__ == "__main__":
+    main()
