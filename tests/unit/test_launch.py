@@ -86,3 +86,18 @@ def test_the_cluster_readme_describes_every_key() -> None:
     text = (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
     keys = [field.alias or name for name, field in Cluster.model_fields.items()]
     assert [key for key in keys if f"`{key}`" not in text] == []
+
+
+def test_a_checkpoint_is_relative_to_the_launch_file_and_absolute_in_the_launch(tmp_path: Path) -> None:
+    (tmp_path / "launch.yaml").write_text(
+        "workload: digits\ncluster: {workers: 1, kind: cpu}\nfrom_checkpoint: states/a.pt\n", encoding="utf-8"
+    )
+    found = LaunchConfig.load(tmp_path / "launch.yaml")
+    assert found.from_checkpoint == str(tmp_path / "states" / "a.pt")
+    (tmp_path / "again.yaml").write_text(found.to_yaml(), encoding="utf-8")
+    assert LaunchConfig.load(tmp_path / "again.yaml") == found
+
+
+def test_branches_and_a_pinned_plan_exclude_each_other() -> None:
+    with pytest.raises(BadInput, match="from_checkpoint: branches search for a batch"):
+        launch(from_checkpoint="a.pt", plan={"micro_batch": 8, "workers": 2})
