@@ -39,7 +39,8 @@ COMMANDS = {
 def test_the_pages_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     called: list[str] = []
-    for name in ("_tune", "_plan", "_recommend", "_regimes", "_report", "_fit_step_time", "_fit_steps"):
+    fits = ("_fit_step_time", "_fit_steps", "_fit_learning_rate")
+    for name in ("_tune", "_plan", "_recommend", "_regimes", "_report", *fits):
         monkeypatch.setattr(f"scaler.cli.{name}", lambda options: called.append(str(options)))
     assert main(command.split()) == 0 and called
 
