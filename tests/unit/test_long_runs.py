@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,18 @@ def launch(path: Path, **fields: Any) -> LaunchConfig:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tracing takes seconds, and step times need not be known well."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tracing takes seconds, step times need not be known well, and threads would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     nothing = Prediction(curves=(), confidence="low", notes=("not traced",))
     monkeypatch.setattr("scaler.probe.prediction.ask_prediction", lambda *_, **__: nothing)
     monkeypatch.setattr("scaler.measure.throughput._MOST_RUNS", 4)
     monkeypatch.setattr("scaler.measure.stages._SMALLEST_POWER", 10**6)
     for measuring in ("engine.clock", "probe.throughput"):
         monkeypatch.setattr(f"scaler.{measuring}.time", Ticking())
+    yield
+    torch.set_num_threads(threads)
 
 
 class Ticking:
