@@ -1,5 +1,6 @@
 """The main job as a user runs it: wall time, peak memory of all its processes, and what it recorded."""
 
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,13 +41,10 @@ def measure() -> list[Figure]:
         assert process.returncode == 0, process.returncode
         records = RunFolder.open(run).records()
     trials = [r for r in records if type(r) is ConvergenceRecord]
-    batches = {r.plan.global_batch for r in trials}
-    complete = [
-        batch
-        for batch in batches
-        if len({(r.learning_rate, r.seed) for r in trials if r.plan.global_batch == batch}) >= 9
-    ]
     (confirmed,) = [r for r in records if isinstance(r, ConfirmationRecord)]
+    chosen = (confirmed.plan.global_batch, confirmed.learning_rate)
+    at_chosen = [r.examples for r in trials if (r.plan.global_batch, r.learning_rate) == chosen]
+    spent = sum(r.curve[-1].examples if r.curve else r.examples for r in trials)
     assert workload_record(records).name == "digits"
     once = "one run of `scaler tune digits --cluster cluster/mock-2.yaml`"
     return [
@@ -59,9 +57,10 @@ def measure() -> list[Figure]:
         ),
         Figure(
             "trials",
-            "6 batches x 3 rates x 3 seeds",
-            f"{len(trials)} trials; {len(complete)} batches with 3 rates x 3 seeds or more",
-            "same run's records",
+            "at most 12 x the examples of one run at the answer",
+            f"{len(trials)} trials at {len({r.plan.global_batch for r in trials})} batches, "
+            f"{spent / statistics.mean(at_chosen):.1f} x",
+            f"same run's records; mean of {len(at_chosen)} runs at the answer",
         ),
         Figure(
             "held-out accuracy of the confirming run",

@@ -16,6 +16,7 @@ BENCHMARKS = (
     "step_time",
     "emulated",
     "steps",
+    "learning_rate",
 )
 NEED_DATA = ("measuring_overhead", "step_time", "steps")
 
