@@ -99,6 +99,10 @@ def fit_branching(records: Iterable[BranchRecord]) -> BranchingFit | None:
         for group, own, other in zip(groups, _estimates(trained), _estimates(held_out), strict=True)
     ]
     critical, at_least = _critical_batch(groups, curve)
+    if at_least is not None and any(r.verdict == "loses" and r.global_batch <= at_least for r in results):
+        at_least = (
+            None  # what lost did so in held-out loss or by divergence, of which the curve knows nothing
+        )
     first = reference.runs[0]
     return BranchingFit(
         reference_batch=first.reference_batch,
