@@ -72,6 +72,7 @@ def test_it_resumes_to_an_answer(folder: Path) -> None:
         "powers",
         "noise",
         "convergence",
+        "warmup",
         "confirmation",
     }
     assert all(r.plan.workers == 1 for r in records if type(r) is ConvergenceRecord)
