@@ -288,7 +288,7 @@ def test_unused_parameters_are_named_where_others_would_wait_for_them(tiny, rank
 
 def test_models_with_unused_parameters_train_alone_or_when_told(tiny, rank, lone_group):
     alone_before, alone = two_steps(tiny(model=HalfUsed), rank)
-    told_before, told = two_steps(tiny(model=HalfUsed, find_unused_parameters=True), rank, lone_group)
+    _, told = two_steps(tiny(model=HalfUsed, find_unused_parameters=True), rank, lone_group)
     assert not torch.equal(alone_before, alone.used.weight)
     assert torch.allclose(alone.used.weight, told.used.weight)
     assert told.idle.weight.grad is None
