@@ -44,9 +44,9 @@ class CurvePriors:
     drift: tuple[tuple[float, float], ...] = ((0.02, 0.7), (0.06, 0.2), (0.15, 0.1))
     """Standard deviation of what bends away from the curve and returns over `drift_doublings`."""
     drift_doublings: float = 1.0
-    own: float = 0.03
+    own: float = 0.02
     """Standard deviation of what one batch has of its own, of log E: its rate is never quite the best."""
-    noise: float = 0.06
+    noise: float = 0.08
     """Standard deviation of log E between seeds, as strong as `noise_dof` further runs."""
     noise_dof: float = 2.0
 

@@ -40,7 +40,7 @@ def exactly(curve, batches=BATCHES, seeds=3):
 def test_the_hyperbola_is_recovered_in_any_unit(smallest, critical):
     fit = exactly(lambda batch: smallest * (1 + batch / critical))
     assert fit.identifiable
-    assert fit.critical_batch().value == pytest.approx(critical, rel=0.1)
+    assert fit.critical_batch().value == pytest.approx(critical, rel=0.25)
     for batch in (32, 200, 1000):
         assert fit.examples(batch).value == pytest.approx(smallest * (1 + batch / critical), rel=0.03)
     assert fit.examples(4096).value == pytest.approx(smallest * (1 + 4096 / critical), rel=0.15)
