@@ -86,6 +86,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_question(commands: Any, name: str, purpose: str, cluster: str) -> argparse.ArgumentParser:
     """Add a command that asks about a workload on a cluster."""
+    parser = _add_workload(commands, name, purpose)
+    parser.add_argument("--cluster", required=True, metavar="FILE", help=cluster)
+    _add_memory_limits(parser)
+    return parser
+
+
+def _add_workload(commands: Any, name: str, purpose: str) -> argparse.ArgumentParser:
+    """Add a command that takes a workload."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=purpose,
@@ -94,9 +102,15 @@ def _add_question(commands: Any, name: str, purpose: str, cluster: str) -> argpa
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("workload", metavar="WORKLOAD", help=_WORKLOAD_HELP)
-    parser.add_argument("--cluster", required=True, metavar="FILE", help=cluster)
-    _add_memory_limits(parser)
     return parser
+
+
+def _add_out(parser: argparse.ArgumentParser, folder: str, resume: str) -> None:
+    """Add the run folder, and what to do if there is a run in it."""
+    parser.add_argument("--out", default=folder, metavar="RUN", help=f"run folder (default: {folder})")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help=resume)
+    again.add_argument("--force", action="store_true", help="overwrite the run in the out folder")
 
 
 def _add_tune(commands: Any) -> None:
@@ -104,10 +118,7 @@ def _add_tune(commands: Any) -> None:
         commands, "tune", "measure, fit, decide, report: the main job", "cluster description (cluster/*.yaml)"
     )
     _add_sweep(tune)
-    tune.add_argument("--out", default="RUN", metavar="RUN", help="run folder (default: RUN)")
-    again = tune.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="continue the run in the out folder")
-    again.add_argument("--force", action="store_true", help="overwrite the run in the out folder")
+    _add_out(tune, "RUN", "continue the run in the out folder")
     tune.add_argument("--budget", metavar="TIME", help="bound on measuring, such as 20m (default: none)")
     tune.add_argument(
         "--from-checkpoint",
@@ -169,21 +180,13 @@ def _add_recommend(commands: Any) -> None:
 
 
 def _add_regimes(commands: Any) -> None:
-    regimes = commands.add_parser(
-        "regimes",
-        help="batch size 1, mini-batches and the full batch side by side, in pictures",
-        allow_abbrev=False,
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    regimes = _add_workload(
+        commands, "regimes", "batch size 1, mini-batches and the full batch side by side, in pictures"
     )
-    regimes.add_argument("workload", metavar="WORKLOAD", help=_WORKLOAD_HELP)
     regimes.add_argument(
         "--cluster", metavar="FILE", help="train on one of its workers (default: this process, on the CPU)"
     )
-    regimes.add_argument("--out", default="REGIMES", metavar="RUN", help="run folder (default: REGIMES)")
-    again = regimes.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="use what the out folder holds already")
-    again.add_argument("--force", action="store_true", help="overwrite the run in the out folder")
+    _add_out(regimes, "REGIMES", "use what the out folder holds already")
     regimes.add_argument("--budget", metavar="TIME", help="about how long it takes (default: 1m)")
     regimes.add_argument(
         "--address", metavar="ADDRESS", help="Ray cluster (default: RAY_ADDRESS, or start one)"
@@ -202,41 +205,43 @@ def _add_report(commands: Any) -> None:
 def _add_fit(commands: Any) -> None:
     fit = commands.add_parser("fit", help="predict from measurements of your own", allow_abbrev=False)
     what = fit.add_subparsers(metavar="WHAT", parser_class=_Parser, required=True)
-    step_time = what.add_parser(
+    _add_table(
+        what,
         "step-time",
-        help="step times of other worker counts and batches",
-        allow_abbrev=False,
-        description="KNOWN has the columns nodes, workers, micro_batch, accumulation and step_time_s (the "
+        "step times of other worker counts and batches",
+        "KNOWN has the columns nodes, workers, micro_batch, accumulation and step_time_s (the "
         "median step of one run), and may have sync_time_s (seconds of the step not hidden by computation). "
         "ASKED has the first four.",
+        _fit_step_time,
     )
-    step_time.add_argument("known", metavar="KNOWN.csv", help="what was measured, a row for each run")
-    step_time.add_argument("--at", required=True, metavar="ASKED.csv", help="what to predict")
-    step_time.add_argument("--json", action="store_true", help="print the predictions as JSON")
-    step_time.set_defaults(run=_fit_step_time)
-    steps = what.add_parser(
+    _add_table(
+        what,
         "steps",
-        help="examples to target at other batches, and the critical batch",
-        allow_abbrev=False,
-        description="KNOWN has the columns global_batch, seed and examples (until the target, in any unit of "
+        "examples to target at other batches, and the critical batch",
+        "KNOWN has the columns global_batch, seed and examples (until the target, in any unit of "
         "data), a row for each run, and may have reached (0: the run ended before the target). ASKED has "
         "global_batch, and may have n_seeds (fresh runs whose mean is predicted).",
+        _fit_steps,
     )
-    steps.add_argument("known", metavar="KNOWN.csv", help="what was measured, a row for each run")
-    steps.add_argument("--at", required=True, metavar="ASKED.csv", help="what to predict")
-    steps.add_argument("--json", action="store_true", help="print the predictions as JSON")
-    steps.set_defaults(run=_fit_steps)
-    rates = what.add_parser(
+    _add_table(
+        what,
         "learning-rate",
-        help="the best learning rate at other batches, and how it grows",
-        allow_abbrev=False,
-        description="KNOWN has the columns global_batch, learning_rate and loss (less is better; empty, nan "
+        "the best learning rate at other batches, and how it grows",
+        "KNOWN has the columns global_batch, learning_rate and loss (less is better; empty, nan "
         "or inf: diverged), a row for each run, and may have seed. ASKED has global_batch.",
+        _fit_learning_rate,
     )
-    rates.add_argument("known", metavar="KNOWN.csv", help="what was measured, a row for each run")
-    rates.add_argument("--at", required=True, metavar="ASKED.csv", help="what to predict")
-    rates.add_argument("--json", action="store_true", help="print the predictions as JSON")
-    rates.set_defaults(run=_fit_learning_rate)
+
+
+def _add_table(
+    what: Any, name: str, purpose: str, columns: str, run: Callable[[argparse.Namespace], None]
+) -> None:
+    """Add a fit of one table that predicts the rows of another."""
+    fit = what.add_parser(name, help=purpose, allow_abbrev=False, description=columns)
+    fit.add_argument("known", metavar="KNOWN.csv", help="what was measured, a row for each run")
+    fit.add_argument("--at", required=True, metavar="ASKED.csv", help="what to predict")
+    fit.add_argument("--json", action="store_true", help="print the predictions as JSON")
+    fit.set_defaults(run=run)
 
 
 def _no_command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

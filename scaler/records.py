@@ -335,7 +335,7 @@ class ConfirmationRecord(ConvergenceRecord):
     step_times_s: tuple[PositiveFloat, ...]
 
 
-RateRule = Literal["linear", "square root"]
+RateScaling = Literal["linear", "square root"]
 """How the learning rate of a branch follows its batch."""
 
 
@@ -358,7 +358,7 @@ class BranchRecord(Observation):
     plan: BatchPlan
     reference_batch: PositiveInt
     learning_rate: PositiveFloat
-    rate_rule: RateRule
+    rate_rule: RateScaling
     start_examples: NonNegativeInt | None = None
     """How far the state had got; absent where a user's file does not say."""
     examples: PositiveInt

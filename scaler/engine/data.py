@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from scaler.batch import BatchPlan
 from scaler.errors import BadInput
@@ -46,6 +46,14 @@ def load_train_data(workload: Workload, global_batch: int) -> Any:
             hint="use a smaller global batch, or more data",
         )
     return dataset
+
+
+def drawn(dataset: Any, examples: int, seed: int) -> Any:
+    """Draw so many examples of a data set at random, in an order of chance."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:examples]
+    if isinstance(dataset, TensorDataset):
+        return TensorDataset(*dataset[order])
+    return Subset(dataset, order.tolist())
 
 
 def rank_indices(dataset_examples: int, plan: BatchPlan, rank: int, seed: int) -> Iterator[torch.Tensor]:

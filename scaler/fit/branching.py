@@ -17,7 +17,7 @@ from scaler.fit.branch_losses import (
     latest_study,
     spread,
 )
-from scaler.records import BranchRecord, RateRule
+from scaler.records import BranchRecord, RateScaling
 from scaler.schema import Strict
 from scaler.stats import CONFIDENCE, Estimate, Floats
 
@@ -35,7 +35,7 @@ class BranchResult(Strict):
 
     global_batch: int
     learning_rate: float
-    rate_rule: RateRule
+    rate_rule: RateScaling
     seeds: int
     loss: float | None = None
     """Mean training loss over the last half of the stretch; absent where a branch diverged."""

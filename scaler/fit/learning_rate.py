@@ -62,9 +62,13 @@ def fit_learning_rates(records: Iterable[ConvergenceRecord]) -> RateFit | None:
     )
 
 
-def _telling(records: Iterable[ConvergenceRecord]) -> Iterable[ConvergenceRecord]:
-    """Leave out other kinds of training runs, and those that a deadline cut: it says nothing of the rate."""
-    return (record for record in records if record.kind == "convergence" and record.stop != "deadline")
+def _telling(records: Iterable[ConvergenceRecord]) -> list[ConvergenceRecord]:
+    """Leave out other kinds of training runs, and those that a deadline cut: it says nothing of the rate.
+
+    In the order of questions: the same trials then are the same fit, and it is not done twice.
+    """
+    told = (record for record in records if record.kind == "convergence" and record.stop != "deadline")
+    return sorted(told, key=lambda record: record.task)
 
 
 def _result(batch: int, by_rate: dict[float, list[ConvergenceRecord]]) -> BatchResult:

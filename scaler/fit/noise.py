@@ -58,11 +58,6 @@ def fit_noise(records: Iterable[NoiseRecord]) -> NoiseFit:
     )
 
 
-def fit_noise_scale(records: Iterable[NoiseRecord]) -> Estimate | None:
-    """Estimate the noise scale of all parameters; None without records or where it is not identifiable."""
-    return fit_noise(records).scale
-
-
 def fit_parts(
     total: Floats,
     groups: Mapping[str, Floats],

@@ -40,8 +40,6 @@ class _Scale:
     drift: float
     inverse: Floats
     """[batches, batches]"""
-    root: Floats
-    """Of its determinant, as Cholesky's factor has it on its diagonal [batches]."""
 
 
 @dataclass(frozen=True)
@@ -187,14 +185,14 @@ def fit_batch_runs(runs: Sequence[BatchRuns], priors: CurvePriors | None = None)
     expected: Floats | None = None
     for _ in range(_ROUNDS if any(run.censored for run in runs) else 1):
         values, variances = _means(runs, noise, quantum, expected)
-        fit = _weighed(curves, priors, log_batches, values, variances)
+        scales, weights = _weighed(curves, priors, log_batches, values, variances)
         found = StepsFit(
             curves=curves,
             priors=priors,
             log_batches=log_batches,
             log_examples=values,
-            scales=fit[0],
-            weights=fit[1],
+            scales=scales,
+            weights=weights,
             noise=noise,
             degrees_of_freedom=dof,
             quantum=quantum,
@@ -236,12 +234,12 @@ def _weighed(
     scales, logs = [], []
     for drift, probability in priors.drift:
         covariance = _alike(priors, drift, log_batches, log_batches) + np.diag(variances)
-        root = np.linalg.cholesky(covariance)
-        scale = _Scale(drift, np.asarray(np.linalg.inv(covariance)), np.asarray(np.diag(root)))
+        root = np.diag(np.linalg.cholesky(covariance))  # of the determinant
+        scale = _Scale(drift, np.asarray(np.linalg.inv(covariance)))
         level, precision = _level(scale, values - known)
         rest = values - known - level[:, None]
         misfit = np.einsum("ki,ij,kj->k", rest, scale.inverse, rest)
-        size = np.log(scale.root).sum() + 0.5 * np.log(precision)
+        size = np.log(root).sum() + 0.5 * np.log(precision)
         logs.append(np.log(probability) + curves.log_prior - 0.5 * misfit - size)
         scales.append(scale)
     evidence = np.array(logs)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import Subset, TensorDataset
 
 from scaler.batch import BatchPlan
 from scaler.device import Device
@@ -20,12 +19,12 @@ from scaler.engine.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from scaler.engine.data import evaluation_batches, load_data, load_train_data, rank_steps
+from scaler.engine.data import drawn, evaluation_batches, load_data, load_train_data, rank_steps
 from scaler.engine.engine import agree, average, build_module, build_optimizer
 from scaler.engine.torch_engine import TorchEngine
 from scaler.errors import BadInput
 from scaler.probe.observation import observation
-from scaler.records import BranchRecord, CheckpointRecord, RateRule
+from scaler.records import BranchRecord, CheckpointRecord, RateScaling
 from scaler.runtime.protocol import Rank
 from scaler.workload import Workload
 
@@ -52,7 +51,7 @@ class BranchRequest:
 
     plan: BatchPlan
     learning_rate: float
-    rate_rule: RateRule
+    rate_rule: RateScaling
     reference_batch: int
     reference_rate: float
     examples: int
@@ -203,10 +202,4 @@ class _Branch:
 
 def _sample(dataset: Any, examples: int) -> Any:
     """Give so many examples of a data set, the same in every branch; all of it where it has no more."""
-    if examples >= len(dataset):
-        return dataset
-    generator = torch.Generator().manual_seed(_SAMPLE_SEED)
-    chosen = torch.randperm(len(dataset), generator=generator)[:examples]
-    if isinstance(dataset, TensorDataset):
-        return TensorDataset(*dataset[chosen])
-    return Subset(dataset, chosen.tolist())
+    return dataset if examples >= len(dataset) else drawn(dataset, examples, _SAMPLE_SEED)

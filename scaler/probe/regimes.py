@@ -9,10 +9,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import Subset, TensorDataset
 
 from scaler.batch import BatchPlan
-from scaler.engine.data import load_data, rank_steps
+from scaler.engine.data import drawn, load_data, rank_steps
 from scaler.engine.engine import build_module
 from scaler.engine.torch_engine import TorchEngine
 from scaler.errors import BadInput
@@ -209,21 +208,13 @@ def _cut(dataset: Any, example_s: float, largest_pass: int, request: RegimesRequ
             hint=f"give --budget {math.ceil(1.5 * need_s / 60)}m, or faster devices",
         )
     passes = -(-examples // largest_pass)
-    return _drawn(dataset, examples // passes * passes, request.seed)
+    return drawn(dataset, examples // passes * passes, request.seed)
 
 
 def _time_s(examples: int, full_steps: int, example_s: float) -> float:
     """Give the budget of which each regime's share holds so many steps of a full batch."""
     regimes = len(regime_sizes(examples)) + 1
     return full_steps * examples * example_s * regimes / _TRAINING_SHARE
-
-
-def _drawn(dataset: Any, examples: int, seed: int) -> Any:
-    """Draw so many examples at random; all of them in an order of chance, so that the first are a sample."""
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:examples]
-    if isinstance(dataset, TensorDataset):
-        return TensorDataset(*dataset[order])
-    return Subset(dataset, order.tolist())
 
 
 def _take_sample(

@@ -1,6 +1,9 @@
 """Predictions from measurements that a user brought, in a terminal."""
 
+from collections.abc import Sequence
+
 from rich.console import Console, Group, RenderableType
+from rich.table import Table
 
 from scaler.fit.bring import StepTimeAnswer
 from scaler.fit.bring_rates import RateAnswer
@@ -27,10 +30,7 @@ def print_step_times(answer: StepTimeAnswer, console: Console | None = None) -> 
             between,
             format_count(samples / row.step_time_s),
         )
-    parts: list[RenderableType] = [table, plain(f"model: {answer.model}")]
-    if answer.notes:
-        parts += [heading("Not known from these rows"), *(plain(f"- {note}") for note in answer.notes)]
-    (console or make_console()).print(Group(*parts))
+    _print(table, [], answer, console)
 
 
 def print_steps(answer: StepsAnswer, console: Console | None = None) -> None:
@@ -47,14 +47,7 @@ def print_steps(answer: StepsAnswer, console: Console | None = None) -> None:
     if answer.critical_batch is not None:
         found = answer.critical_batch
         critical = f"{format_count(found.value)} (90% interval {interval(found, format_count)})"
-    parts: list[RenderableType] = [
-        table,
-        plain(f"critical batch: {critical}"),
-        plain(f"model: {answer.model}"),
-    ]
-    if answer.notes:
-        parts += [heading("Not known from these rows"), *(plain(f"- {note}") for note in answer.notes)]
-    (console or make_console()).print(Group(*parts))
+    _print(table, [f"critical batch: {critical}"], answer, console)
 
 
 def print_learning_rates(answer: RateAnswer, console: Console | None = None) -> None:
@@ -68,11 +61,18 @@ def print_learning_rates(answer: RateAnswer, console: Console | None = None) -> 
         found = answer.exponent
         growth = f"batch ^ {found.value:.2f} (90% interval {found.low:.2f} to {found.high:.2f})"
     ends = {True: "it has ended at the largest batch", False: "it goes on at the largest batch", None: ""}
-    parts: list[RenderableType] = [
-        table,
-        plain("; ".join(filter(None, [f"growth of the best rate: {growth}", ends[answer.saturates]]))),
-        plain(f"model: {answer.model}"),
-    ]
+    sentence = "; ".join(filter(None, [f"growth of the best rate: {growth}", ends[answer.saturates]]))
+    _print(table, [sentence], answer, console)
+
+
+def _print(
+    table: Table,
+    findings: Sequence[str],
+    answer: StepTimeAnswer | StepsAnswer | RateAnswer,
+    console: Console | None,
+) -> None:
+    """Print the table, what was found beside it, and what is a guess."""
+    parts: list[RenderableType] = [table, *map(plain, [*findings, f"model: {answer.model}"])]
     if answer.notes:
         parts += [heading("Not known from these rows"), *(plain(f"- {note}") for note in answer.notes)]
     (console or make_console()).print(Group(*parts))

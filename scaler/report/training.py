@@ -146,9 +146,9 @@ def _best_rates(fit: RateFit, reached: Sequence[BatchResult]) -> tuple[Point, ..
 
 
 def _fitted(fit: StepsFit) -> tuple[Point, ...]:
-    sizes = np.unique(np.geomspace(fit.smallest_batch, fit.largest_batch, _CURVE_POINTS).round().astype(int))
-    estimates = [(int(size), fit.examples(int(size))) for size in sizes]
-    return tuple(Point(size, e.value, e.low, e.high) for size, e in estimates)
+    sizes = np.unique(np.geomspace(fit.smallest_batch, fit.largest_batch, _CURVE_POINTS).round()).tolist()
+    estimates = fit.examples_at(sizes, [1] * len(sizes))
+    return tuple(Point(size, e.value, e.low, e.high) for size, e in zip(sizes, estimates, strict=True))
 
 
 def _examples_caption(reached: Sequence[BatchResult], fit: StepsFit | None, seeds: int) -> str:

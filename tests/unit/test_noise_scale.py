@@ -1,15 +1,13 @@
 """NoiseScale in training loops of a user's own."""
 
 import json
-import os
-import subprocess
-import sys
 
 import noise_ranks
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from rank_processes import run_ranks
 from torch import nn
 
 from scaler import NoiseScale
@@ -195,23 +193,9 @@ def test_sharded_gradients_are_refused():
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, noise_ranks.__file__, str(folder), str(number)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    for number, rank in enumerate(running):
-        try:
-            output, _ = rank.communicate(timeout=90)
-        finally:
-            rank.kill()
-        assert (folder / f"rank-{number}.json").exists(), output
+    ended = run_ranks(noise_ranks.__file__, folder, 2, timeout_s=90)
+    for number, rank in enumerate(ended):
+        assert rank.in_time and (folder / f"rank-{number}.json").exists(), rank.output
     return [json.loads((folder / f"rank-{number}.json").read_text()) for number in range(2)]
 
 

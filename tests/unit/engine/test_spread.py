@@ -1,9 +1,6 @@
 """Every spread of one global batch is one and the same optimizer step."""
 
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +9,7 @@ import pytest
 import spread_cases
 import torch
 import torch.nn.functional as F
+from rank_processes import run_ranks
 from spread_cases import CONVERGENCE, NOISE_PLANS, STEPS, TWO_RANKS, WORKLOADS, alone, train
 from torch import nn
 
@@ -39,33 +37,20 @@ def same(found, expected):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two real processes that trained every case."""
-    folder = tmp_path_factory.mktemp("ranks")
-    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, spread_cases.__file__, str(folder), str(number)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    for number, rank in enumerate(ranks):
-        try:
-            output, _ = rank.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            rank.kill()
-            output, _ = rank.communicate()
-        (folder / f"output-{number}.txt").write_text(output, encoding="utf-8")
-    return folder
+    return tmp_path_factory.mktemp("ranks")
 
 
 @pytest.fixture(scope="module")
-def ranks(folder):
+def outputs(folder):
+    """What two real processes printed that trained every case."""
+    ended = run_ranks(spread_cases.__file__, folder, 2, timeout_s=60)
+    return [rank.output for rank in ended]
+
+
+@pytest.fixture(scope="module")
+def ranks(folder, outputs):
     missing = [n for n in range(2) if not Path(folder / f"rank-{n}.pt").exists()]
-    assert not missing, (folder / f"output-{missing[0]}.txt").read_text()
+    assert not missing, outputs[missing[0]]
     return [torch.load(folder / f"rank-{number}.pt") for number in range(2)]
 
 
@@ -143,10 +128,10 @@ def test_the_memory_of_two_ranks_is_the_larger_rank(ranks):
     assert alone_peak <= first.peak_bytes < 1.1 * alone_peak  # DDP's buckets on top
 
 
-def test_a_rank_that_runs_out_of_memory_leaves_no_peer_waiting(folder, ranks):
+def test_a_rank_that_runs_out_of_memory_leaves_no_peer_waiting(folder, outputs, ranks):
     for number in range(2):
         file = folder / f"tight-{number}.json"
-        assert file.exists(), (folder / f"output-{number}.txt").read_text()[-2000:]
+        assert file.exists(), outputs[number][-2000:]
         record = RECORD.validate_json(file.read_text(encoding="utf-8"))
         assert record.out_of_memory
         assert record.peak_bytes is None

@@ -1,15 +1,14 @@
 """DeepSpeed's stages take the step that the plain engine takes."""
 
 import importlib.util
-import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+import zero_steps
+from rank_processes import run_ranks
 from spread_cases import STEPS
 from zero_steps import PLANS, STAGES
 
@@ -25,20 +24,8 @@ def results(folder, world):
     """What each of `world` processes found."""
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed")
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    script = Path(__file__).with_name("zero_steps.py")
-    logs = [folder / f"zero-{world}-{number}.log" for number in range(world)]
-    processes = []
-    for number, log in enumerate(logs):
-        with log.open("w") as output:
-            command = [sys.executable, str(script), str(folder), str(number), str(world)]
-            processes.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
+    ended = run_ranks(zero_steps.__file__, folder, world, timeout_s=120, DS_ACCELERATOR="cpu")
+    assert [rank.code for rank in ended] == [0] * world, "\n".join(rank.output[-3000:] for rank in ended)
     return [torch.load(folder / f"zero-{world}-{number}.pt") for number in range(world)]
 
 

@@ -3,12 +3,10 @@
 import functools
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import zero_memory
+from rank_processes import run_ranks
 from trace_cases import program
 from zero_memory import CASES, LINEAR, WORLD, bucket_elements, case, plan
 
@@ -27,20 +25,8 @@ def ranks(tmp_path_factory):
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed")
     folder = tmp_path_factory.mktemp("zero")
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    script = Path(__file__).with_name("zero_memory.py")
-    logs = [folder / f"{number}.log" for number in range(WORLD)]
-    processes = []
-    for number, log in enumerate(logs):
-        with log.open("w") as output:
-            command = [sys.executable, str(script), str(folder), str(number)]
-            processes.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=200) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0] * WORLD, "\n".join(log.read_text()[-3000:] for log in logs)
+    ended = run_ranks(zero_memory.__file__, folder, WORLD, timeout_s=200, DS_ACCELERATOR="cpu")
+    assert [rank.code for rank in ended] == [0] * WORLD, "\n".join(rank.output[-3000:] for rank in ended)
     return [json.loads((folder / f"peaks-{number}.json").read_text()) for number in range(WORLD)]
 
 
