@@ -1,30 +1,35 @@
 """The search for learning rates against an exhaustive grid: what its rates cost, and what it took.
 
     python benchmarks/learning_rate.py [digits | mnist | chars] [--searches N]
+    python benchmarks/learning_rate.py chars --record     # the grid itself, in tests/recorded/grids
 
-The grid is every global batch that the search may try x learning rates a factor of 2 apart x 5 seeds. At
-each batch the fitted best rate of a search, and the grid's best, are then trained with 10 fresh seeds; a run
-that does not reach the target within four times the grid's best counts as that. All in this process, on one
-device. The search is told that a step lasts as long as its examples and an overhead, so that larger batches
-are worth while up to a point. Searches have other seeds than the grid, and than each other.
+The grid is every global batch that the search may try x learning rates a factor of 2 apart x 5 seeds; a rate
+far from the best is cut short, and gets two seeds if neither arrives. At each batch the fitted best rate of a
+search, and the grid's best, are then trained with 10 fresh seeds; a run that does not reach the target within
+four times the grid's best counts as that. All in this process, on one device. The search is told that a step
+lasts as long as its examples and an overhead, so that larger batches are worth while up to a point. Searches
+have other seeds than the grid, and than each other.
 """
 
 import argparse
+import csv
 import functools
 import math
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from figure import Figure, table
 
 from scaler.batch import BatchPlan, candidates
 from scaler.cluster import Cluster
-from scaler.fit.learning_rate import batch_results, fit_learning_rates
-from scaler.fit.rate_fit import RateFit
+from scaler.fit.convergence import fit_convergence
+from scaler.fit.optimizer import optimizer_of
 from scaler.measure.evidence import Evidence
 from scaler.measure.learning_rates import search_learning_rates, trial_limit
 from scaler.measure.stages import ask_sizes
@@ -60,13 +65,42 @@ GRIDS = {
 class Search:
     """One search, and what it found."""
 
-    fit: RateFit
+    rates: dict[int, float]
+    """That each batch would be trained with."""
     batch: int
     """The batch with the least time to target."""
     examples: float
     """Of one run there."""
     spent: int
     trials: int
+
+
+class GridRun(NamedTuple):
+    """A row of a recorded grid."""
+
+    global_batch: int
+    learning_rate: float
+    seed: int
+    examples: int
+    reached: int
+
+
+def read_grid(file: Path) -> list[GridRun]:
+    """Read a recorded grid."""
+    with file.open() as rows:
+        return [GridRun(int(row[0]), float(row[1]), *map(int, row[2:])) for row in list(csv.reader(rows))[1:]]
+
+
+def grid_best(runs: Iterable[GridRun]) -> dict[int, tuple[float, float]]:
+    """Give (rate, mean examples) of each batch's best rate, of those that always reached the target."""
+    means: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        means[run.global_batch][run.learning_rate].append(run.examples if run.reached else math.inf)
+    best = {
+        batch: min((float(np.mean(own)), rate) for rate, own in rates.items())
+        for batch, rates in means.items()
+    }
+    return {batch: (rate, mean) for batch, (mean, rate) in best.items() if math.isfinite(mean)}
 
 
 class Bench:
@@ -100,15 +134,29 @@ class Bench:
         runs = [self.run(batch, rate, seed, math.ceil(limit)) for seed in seeds]
         return float(np.mean([run.examples if run.reached else math.ceil(limit) for run in runs]))
 
-    def grid_best(self, batch: int) -> tuple[float, float]:
-        """Give (rate, mean examples) of the grid's best; rates far above the best so far are cut short."""
-        best, least = math.nan, float(trial_limit(self.workload, self._sizes))
-        middle = self.workload.reference.learning_rate
-        for rate in sorted(self.grid.rates, key=lambda rate: abs(math.log(rate / middle))):
-            found = self.mean(batch, rate, GRID_SEEDS, min(FAR * least, self._limit))
-            if found < least:
-                best, least = rate, found
-        return best, least
+    def record_grid(self, file: Path) -> None:
+        """Run the grid, from the likeliest rate of each batch outwards; a batch that is recorded stays."""
+        known = {run.global_batch for run in read_grid(file)} if file.exists() else set()
+        reference = self.workload.reference
+        for batch in (batch for batch in self.batches if batch not in known):
+            least, rows = self._limit, []
+            middle = reference.learning_rate * math.sqrt(batch / reference.global_batch)
+            for rate in sorted(self.grid.rates, key=lambda rate: abs(math.log(rate / middle))):
+                limit = math.ceil(min(FAR * least, self._limit))
+                runs: list[ConvergenceRecord] = []
+                for seed in GRID_SEEDS:
+                    runs.append(self.run(batch, rate, seed, limit))
+                    if len(runs) == 2 and not any(run.reached for run in runs):
+                        break
+                if all(run.reached for run in runs):
+                    least = min(least, float(np.mean([run.examples for run in runs])))
+                rows += [GridRun(batch, rate, run.seed, run.examples, int(run.reached)) for run in runs]
+            with file.open("a") as out:
+                if not out.tell():
+                    print(",".join(GridRun._fields), file=out)
+                for row in sorted(rows):
+                    print(*row, sep=",", file=out)
+            print(f"batch {batch}: {len(rows)} runs, {least:,.0f} examples", file=sys.stderr)
 
     def search(self, number: int) -> Search:
         """Search once, with seeds of its own."""
@@ -123,12 +171,13 @@ class Bench:
             plans = {batch: BatchPlan.equal(batch, 1, 1) for batch in self.batches}
             search_learning_rates(evidence, self.workload, 3, self._sizes, plans, step_time)
             trials = [r for r in run.records() if isinstance(r, ConvergenceRecord)]
-        results = batch_results(trials)
-        batch = min(results, key=lambda b: results[b].mean_examples / b * step_time(b))
-        fit = fit_learning_rates(trials)
+        fit = fit_convergence(trials, optimizer_of([self._sizes]))
         assert fit is not None
+        examples = {batch: fit.examples(batch).value for batch in fit.runs}
+        batch = min(examples, key=lambda b: examples[b] / b * step_time(b))
+        rates = {b: fit.learning_rate(b) for b in self.batches}
         spent = sum(r.curve[-1].examples if r.curve else r.examples for r in trials)
-        return Search(fit, batch, results[batch].mean_examples, spent, len(trials))
+        return Search(rates, batch, examples[batch], spent, len(trials))
 
     @property
     def _limit(self) -> float:
@@ -155,19 +204,19 @@ def _replaced(request, shift: int):  # type: ignore[no-untyped-def]
     return replace(request, seed=request.seed + shift)
 
 
+def grid_file(name: str) -> Path:
+    return Path(__file__).parent.parent / "tests" / "recorded" / "grids" / f"{name}.csv"
+
+
 def measure(name: str = "digits", searches: int = 3) -> list[Figure]:
     bench = Bench(name)
     found = [bench.search(number) for number in range(searches)]
     extra: list[list[float]] = [[] for _ in found]
-    for batch in bench.batches:
-        rate, examples = bench.grid_best(batch)
-        if math.isnan(rate):
-            print(f"batch {batch}: no rate of the grid reached the target", file=sys.stderr)
-            continue
+    for batch, (rate, examples) in grid_best(read_grid(grid_file(name))).items():
         limit = FAR * examples
         usual = bench.mean(batch, rate, FRESH_SEEDS, limit)
         for costs, search in zip(extra, found, strict=True):
-            ours = search.fit.best_rate(batch).value
+            ours = search.rates[batch]
             costs.append(bench.mean(batch, float(f"{ours:.4g}"), FRESH_SEEDS, limit) / usual - 1)
             print(
                 f"batch {batch}: grid {rate:g}, {usual:,.0f} examples; fitted {ours:.4g}, {costs[-1]:+.1%}",
@@ -203,7 +252,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("workload", nargs="?", default="digits", choices=GRIDS)
     parser.add_argument("--searches", type=int, default=3)
+    parser.add_argument("--record", action="store_true", help="run the grid, where it is not recorded yet")
     options = parser.parse_args()
+    if options.record:
+        Bench(options.workload).record_grid(grid_file(options.workload))
+        return
     print(table(measure(options.workload, options.searches)))
 
 

@@ -11,7 +11,6 @@ from scaler.decide.fits import Fits
 from scaler.decide.plans import split_batch
 from scaler.decide.reasons import reasons, warmup_reason
 from scaler.errors import BadInput, NothingFeasible
-from scaler.fit.learning_rate import BatchResult
 from scaler.fit.memory import memory_for
 from scaler.fit.step_time import StepTimeFit, shape_of
 from scaler.fit.warmup import fit_warmup
@@ -48,10 +47,10 @@ def options(
     found, why = [], ""
     if (why_not := _untimed(fits.step_time, workers)) is not None:
         return [], why_not
-    for batch, result in fits.batches.items():
+    for batch in fits.tried:
         if pinned is not None and batch != pinned.global_batch:
             continue
-        if result.best_rate is None:
+        if batch not in fits.reached:
             why = why or f"no learning rate tried at a global batch of {batch} reached the target"
             continue
         try:
@@ -59,19 +58,19 @@ def options(
         except (BadInput, NothingFeasible) as error:
             why = error.message
             continue
-        found.append(_option(fits, cluster, plan, result.best_rate, _examples(fits, result)))
+        found.append(_converging(fits, cluster, plan))
     return sorted(found, key=lambda option: option.time_s.value if option.time_s else 0.0), why
 
 
 def untried_option(fits: Fits, cluster: Cluster, batch: int, workers: int, zero_stage: int) -> Option | None:
     """Predict a batch that the search left out; None if it was tried, does not fit or nothing is fitted."""
-    if fits.steps is None or fits.rates is None or batch in fits.batches:
+    if len(fits.reached) < 2 or batch in fits.tried:
         return None
     try:
         plan = split_batch(batch, workers, fits.memory, cluster, zero_stage)
     except (BadInput, NothingFeasible):
         return None
-    return _option(fits, cluster, plan, fits.rates.best_rate(batch).value, fits.steps.examples(batch))
+    return _converging(fits, cluster, plan)
 
 
 def answer(
@@ -145,6 +144,13 @@ def _option(
     return Option(plan, learning_rate, step_time_s, fits.mean_over_median, examples)
 
 
+def _converging(fits: Fits, cluster: Cluster, plan: BatchPlan) -> Option:
+    """Predict a plan at the learning rate that the trials advise."""
+    assert fits.convergence is not None
+    rate = fits.convergence.learning_rate(plan.global_batch)
+    return _option(fits, cluster, plan, rate, fits.convergence.examples(plan.global_batch))
+
+
 def _untimed(step_time: StepTimeFit | None, workers: int) -> str | None:
     """Say why nothing is known of the step time on a worker count: synchronisation was never seen."""
     if step_time is None:
@@ -163,11 +169,9 @@ def _bound(fits: Fits, cluster: Cluster, ranked: list[Option], pinned: BatchPlan
         return "no evidence"
     workers, zero_stage = best.plan.workers, best.plan.zero_stage
     unlimited = [
-        _option(
-            fits, cluster, _at_once(batch, workers, zero_stage), result.best_rate, _examples(fits, result)
-        )
-        for batch, result in fits.batches.items()
-        if result.best_rate is not None and batch >= workers
+        _converging(fits, cluster, _at_once(batch, workers, zero_stage))
+        for batch in fits.reached
+        if batch >= workers
     ]
     if best.time_s.value > (1 + _MEMORY_MATTERS) * min(o.time_s.value for o in unlimited if o.time_s):
         return "memory"
@@ -180,10 +184,3 @@ def _bound(fits: Fits, cluster: Cluster, ranked: list[Option], pinned: BatchPlan
 def _at_once(global_batch: int, workers: int, zero_stage: int) -> BatchPlan:
     """Spread a global batch as if memory had no limit: one pass."""
     return BatchPlan.split(global_batch, workers, global_batch, zero_stage)
-
-
-def _examples(fits: Fits, result: BatchResult) -> Estimate:
-    """Examples to target; where only one batch was measured its mean, without an interval."""
-    if fits.steps is not None:
-        return fits.steps.examples(result.global_batch)
-    return Estimate(value=result.mean_examples, samples=len(result.examples), method="mean over seeds")

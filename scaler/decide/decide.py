@@ -14,8 +14,10 @@ from scaler.decide.rules import rules_of_thumb
 from scaler.decide.spread import with_spread
 from scaler.errors import NothingFeasible
 from scaler.fit.noise import NoiseFit, fit_noise
+from scaler.fit.optimizer import optimizer_of
 from scaler.fit.powers import fit_powers
-from scaler.fit.rate_rules import Optimizer, RateRule, rate_rules
+from scaler.fit.rate_fit import RateFit
+from scaler.fit.rate_rules import RateRule, rate_rules
 from scaler.fit.speeds import with_measured_speeds
 from scaler.records import (
     ConfirmationRecord,
@@ -128,12 +130,12 @@ def _rules_of_thumb(fits: Fits, cluster: Cluster, ranked: list[Option]) -> tuple
 
 def _rate_rules(fits: Fits, sizes: WorkloadRecord, noise: Estimate | None) -> tuple[RateRule, ...]:
     """Hold the rules against the measurement, where more than one batch reached the target."""
-    reached = [batch for batch, result in fits.batches.items() if result.best_rate is not None]
-    if fits.rates is None or len(reached) < 2:
+    if fits.convergence is None or len(fits.reached) < 2:
         return ()
     reference = (sizes.reference_global_batch, sizes.reference_learning_rate)
     clear = noise.value if noise is not None and noise.is_identified else None
-    return rate_rules(fits.rates, reached, reference, Optimizer(sizes.optimizer, sizes.betas), clear)
+    optimizer = optimizer_of([sizes])
+    return rate_rules(fits.convergence.rates, fits.reached, reference, optimizer, clear)
 
 
 def _noise_notes(noise: NoiseFit) -> list[str]:
@@ -151,14 +153,16 @@ def _noise_notes(noise: NoiseFit) -> list[str]:
     return notes
 
 
-def _unknown_growth(fits: Fits) -> str:
-    return "; ".join(fits.rates.unidentified()) if fits.rates else "no trial reached the target"
+def _unknown_growth(rates: RateFit | None) -> str:
+    return "; ".join(rates.unidentified()) if rates else "no trial reached the target"
 
 
 def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> Findings:
     noise = fit_noise(r for r in records if isinstance(r, NoiseRecord))
-    exponent = fits.rates.exponent() if fits.rates else None
-    critical = fits.steps.critical_batch() if fits.steps else None
+    rates = fits.convergence.rates if fits.convergence else None
+    steps = fits.convergence.steps if fits.convergence else None
+    exponent = rates.exponent() if rates else None
+    critical = steps.critical_batch() if steps else None
     if fits.branching is not None and critical is None:
         critical = fits.branching.critical_batch
     predictions = [r.prediction for r in records if isinstance(r, PredictionRecord)]
@@ -173,11 +177,11 @@ def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> F
     elif critical is None:
         notes.append("critical batch: not identifiable, examples to target have not bent over these batches")
     if exponent is None:
-        notes.append(f"learning-rate exponent: {_unknown_growth(fits)}")
+        notes.append(f"learning-rate exponent: {_unknown_growth(rates)}")
     notes += [
         f"global batch {batch}: no learning rate tried reached the target"
-        for batch, result in fits.batches.items()
-        if result.best_rate is None
+        for batch in fits.tried
+        if batch not in fits.reached
     ]
     return Findings(
         train_examples=sizes.train_examples,
@@ -187,7 +191,7 @@ def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> F
         noise_scale_preconditioned=noise.preconditioned,
         critical_batch=critical,
         learning_rate_exponent=exponent,
-        learning_rate_saturates=fits.rates.saturates() if fits.rates else None,
+        learning_rate_saturates=rates.saturates() if rates else None,
         learning_rate_rules=_rate_rules(fits, sizes, noise.scale),
         step_overhead_s=fits.step_time.overhead_s if fits.step_time else None,
         seconds_per_example=fits.step_time.per_example_s if fits.step_time else None,

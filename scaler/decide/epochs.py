@@ -18,7 +18,7 @@ def epoch_costs(fits: Fits, cluster: Cluster, chosen: BatchPlan) -> tuple[EpochC
     if fit is None or fit.per_example_s is None:
         return ()
     costs = []
-    for batch in sorted(fits.batches):
+    for batch in fits.tried:
         spread = feasible_plan(batch, chosen.workers, fits.memory, cluster, chosen.zero_stage)
         plan = chosen if batch == chosen.global_batch else spread
         if plan is None:

@@ -1,16 +1,16 @@
 """Every fit that the records hold evidence for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scaler.cluster import Cluster
 from scaler.errors import BadInput
 from scaler.fit.branching import BranchingFit, fit_branching
-from scaler.fit.learning_rate import BatchResult, batch_results, fit_learning_rates
+from scaler.fit.convergence import ConvergenceFit, fit_convergence
+from scaler.fit.learning_rate import telling
 from scaler.fit.memory import MemoryFits, fit_memory
-from scaler.fit.rate_fit import RateFit
+from scaler.fit.optimizer import optimizer_of
 from scaler.fit.step_time import StepTimeFit, fit_step_time, mean_over_median
-from scaler.fit.steps import StepsFit, fit_steps
 from scaler.records import (
     BranchRecord,
     ConvergenceRecord,
@@ -31,12 +31,17 @@ class Fits:
     step_time: StepTimeFit | None
     mean_over_median: Estimate | None
     """Of a run's steps."""
-    steps: StepsFit | None
-    batches: Mapping[int, BatchResult]
-    rates: RateFit | None
+    convergence: ConvergenceFit | None
+    tried: tuple[int, ...]
+    """Global batches with a trial that a deadline did not cut, ascending."""
     trials: Sequence[ConvergenceRecord]
     branching: BranchingFit | None
     train_examples: int
+
+    @property
+    def reached(self) -> tuple[int, ...]:
+        """Global batches at which a trial reached the target, ascending."""
+        return tuple(self.convergence.runs) if self.convergence is not None else ()
 
 
 def workload_record(records: Sequence[Record]) -> WorkloadRecord:
@@ -56,7 +61,7 @@ def fit_all(records: Sequence[Record], cluster: Cluster, zero_stage: int = 0) ->
     # In the order of questions, not of answers: the same evidence then gives the same numbers to the bit.
     records = sorted((record for record in records if not record.held_out), key=lambda record: record.task)
     trials = [r for r in records if isinstance(r, ConvergenceRecord)]
-    batches = batch_results(trials)
+    sizes = workload_record(records)
     runs = [r for r in records if isinstance(r, ThroughputRecord) and r.plan.zero_stage == zero_stage]
     return Fits(
         memory=fit_memory(
@@ -64,10 +69,9 @@ def fit_all(records: Sequence[Record], cluster: Cluster, zero_stage: int = 0) ->
         ),
         step_time=fit_step_time(runs),
         mean_over_median=mean_over_median(runs),
-        steps=fit_steps(batches.values()),
-        batches=batches,
-        rates=fit_learning_rates(trials),
+        convergence=fit_convergence(trials, optimizer_of(records)),
+        tried=tuple(sorted({trial.plan.global_batch for trial in telling(trials)})),
         trials=trials,
         branching=fit_branching(r for r in records if isinstance(r, BranchRecord)),
-        train_examples=workload_record(records).train_examples,
+        train_examples=sizes.train_examples,
     )

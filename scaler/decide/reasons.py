@@ -6,9 +6,8 @@ from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
 from scaler.decide.config import Bound
 from scaler.decide.fits import Fits
-from scaler.fit.learning_rate import BatchResult
+from scaler.fit.learning_rate import telling
 from scaler.fit.memory import MemoryFit, memory_for
-from scaler.fit.rate_fit import RateFit
 from scaler.fit.step_time import StepTimeFit, shape_of
 from scaler.fit.warmup import WarmupFit, WarmupLength
 from scaler.units import format_bytes, format_count
@@ -38,7 +37,7 @@ def reasons(
         "micro_batch": _micro_batch(plan, memory_for(fits.memory, plan.workers, plan.zero_stage), cluster),
         "accumulation": _accumulation(plan),
         "zero_stage": "as asked" if plan.zero_stage else "0: nothing is sharded",
-        "learning_rate": _learning_rate(fits.batches.get(plan.global_batch), fits.rates, reference),
+        "learning_rate": _learning_rate(plan.global_batch, fits, reference),
         "step_time": _step_time(plan, fits.step_time, cluster),
         "bound_by": _BOUNDS[bound],
     }
@@ -117,17 +116,19 @@ def _warmup_words(found: WarmupLength) -> str:
     return f"{format_count(found.warmup_examples)}: {found.ratio.value:.2f} x, {seeds}"
 
 
-def _learning_rate(result: BatchResult | None, fit: RateFit | None, reference: Reference) -> str:
-    if result is None or result.best_rate is None:
+def _learning_rate(global_batch: int, fits: Fits, reference: Reference) -> str:
+    fit = fits.convergence
+    if fit is None or global_batch not in fits.reached:
         return f"the reference's, {reference.learning_rate:g}: no trial at this batch reached the target"
-    tried = ", ".join(f"{rate:g}" for rate in result.rates)
-    text = (
-        f"fewest examples to target ({format_count(result.mean_examples)}, mean of {len(result.examples)} "
-        f"{'seed' if len(result.examples) == 1 else 'seeds'}) of the rates tried: {tried}"
-    )
-    if fit is not None and (best := fit.best_rate(result.global_batch)).is_identified:
-        text += (
-            f"; all trials together give {best.value:.3g} (90% interval {best.low:.3g} to {best.high:.3g})"
-        )
-    edges = {-1: "; the best is the lowest tried", 1: "; the best is the highest tried", 0: ""}
-    return text + edges[result.edge()]
+    rate, best = fit.learning_rate(global_batch), fit.rates.best_rate(global_batch)
+    examples, seeds = fit.examples(global_batch), fit.seeds[global_batch].get(rate, 0)
+    rates = {t.learning_rate for t in telling(fits.trials) if t.plan.global_batch == global_batch}
+    parts = [
+        f"least expected examples to target by all trials together, {format_count(examples.value)}",
+        f"trained with {seeds} seed{'s' if seeds > 1 else ''}" if seeds else "not tried itself",
+        f"tried: {', '.join(f'{rate:g}' for rate in sorted(rates))}",
+        f"the best lies at {best.value:.3g} (90% interval {best.low:.3g} to {best.high:.3g})",
+    ]
+    if global_batch not in fit.rates.bracketed:
+        parts.append("no worse one was tried on both sides")
+    return "; ".join(parts)

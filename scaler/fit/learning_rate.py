@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from scaler.fit.optimizer import Optimizer
 from scaler.fit.rate_curve import Trial
 from scaler.fit.rate_fit import RateFit, fit_examples
 from scaler.records import ConvergenceRecord
@@ -35,15 +36,24 @@ class BatchResult(Strict):
         return -1 if self.best_rate == self.rates[0] else int(self.best_rate == self.rates[-1])
 
 
+def telling(records: Iterable[ConvergenceRecord]) -> list[ConvergenceRecord]:
+    """Leave out other kinds of training runs, and those that a deadline cut: it says nothing of the rate.
+
+    In the order of questions: the same trials then are the same fit, and it is not done twice.
+    """
+    told = (record for record in records if record.kind == "convergence" and record.stop != "deadline")
+    return sorted(told, key=lambda record: record.task)
+
+
 def batch_results(records: Iterable[ConvergenceRecord]) -> dict[int, BatchResult]:
     """Group trials by global batch and choose each one's best rate."""
     trials: dict[int, dict[float, list[ConvergenceRecord]]] = defaultdict(lambda: defaultdict(list))
-    for record in _telling(records):
+    for record in telling(records):
         trials[record.plan.global_batch][record.learning_rate].append(record)
     return {batch: _result(batch, by_rate) for batch, by_rate in sorted(trials.items())}
 
 
-def fit_learning_rates(records: Iterable[ConvergenceRecord]) -> RateFit | None:
+def fit_learning_rates(records: Iterable[ConvergenceRecord], optimizer: Optimizer) -> RateFit | None:
     """Fit examples to target against rate and batch, all trials together; None where none reached it.
 
     A trial that was stopped needs more than what it had seen.
@@ -56,19 +66,11 @@ def fit_learning_rates(records: Iterable[ConvergenceRecord]) -> RateFit | None:
                 math.nan if record.stop == "diverged" else math.log(record.examples),
                 bounded=not record.reached,
             )
-            for record in _telling(records)
+            for record in telling(records)
             if record.examples or record.stop == "diverged"
-        ]
+        ],
+        optimizer.growth,
     )
-
-
-def _telling(records: Iterable[ConvergenceRecord]) -> list[ConvergenceRecord]:
-    """Leave out other kinds of training runs, and those that a deadline cut: it says nothing of the rate.
-
-    In the order of questions: the same trials then are the same fit, and it is not done twice.
-    """
-    told = (record for record in records if record.kind == "convergence" and record.stop != "deadline")
-    return sorted(told, key=lambda record: record.task)
 
 
 def _result(batch: int, by_rate: dict[float, list[ConvergenceRecord]]) -> BatchResult:

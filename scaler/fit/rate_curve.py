@@ -2,12 +2,14 @@
 
 With u = log rate - log best rate, a trial lies above the best by
 
-    f(u) = curvature x left x right x log((right e^(-u / right) + left e^(u / left)) / (left + right))
+    f(u) = curvature x side^2 x (e^(s |u| / side) - 1 - s |u| / side),    side = left for u < 0, else right
 
-a parabola near the optimum that turns into a line `left` below it and `right` above it: too low a rate costs
-in proportion, too high a rate meets a wall.
+a parabola near the optimum that turns, some `side` away from it, into a line where s = -1 and into a wall
+where s = 1. Too low a rate costs in proportion. Too high a rate is a wall for examples to a target: a little
+more, and it is never reached. For a final loss it need not be one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from scaler.stats import Floats
 
 _NOISE_GROWTH = 0.3  # exponent of the seeds' spread in the rate: too high a rate is a gamble
 _NOISE_RANGE = (-2.0, 1.0)  # of u, within which it grows
+_STEEPEST = 30.0  # of u / right, where a wall is high enough
 _MISFIT = 0.25  # of how far a trial lies above the best, what the curve's form may be wrong by
 
 
@@ -44,14 +47,19 @@ class Cells:
     """1 where some seed did not reach the target, so that the mean is a lower bound."""
 
     @property
+    def reached(self) -> bool:
+        """Whether any rate has a mean."""
+        return not self.bounded.all()
+
+    @property
     def best_log_rate(self) -> float:
-        """The rate with the least mean among those that have one, else with the least bound."""
+        """The rate with the least mean, where any has one."""
         return float(self.log_rate[np.argmin(np.where(self.bounded > 0, np.inf, self.mean))])
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What is known of the curve's height beforehand."""
+    """What is known of the curve beforehand; (mean, standard deviation) are of normals."""
 
     curvature: float
     """Usual value of f''(0)."""
@@ -61,10 +69,22 @@ class Scale:
     """Trials so much above the best count as at least that: how bad is of no use."""
     diverged: float
     """What a trial that diverged is at least above the best: a cliff may come soon after the optimum."""
+    log_left: tuple[float, float] = (math.log(1.7), 0.8)
+    log_right: tuple[float, float] = (math.log(2.5), 0.8)
+    wall: bool = False
+    """Whether the curve ends in a wall above the best rate."""
 
 
-EXAMPLES = Scale(curvature=0.7, curvature_spread=0.6, cap=float(np.log(4.0)), diverged=float(np.log(1.2)))
-"""For log examples to target: twice or half the best rate usually costs about a sixth more."""
+EXAMPLES = Scale(
+    curvature=0.8,
+    curvature_spread=0.5,
+    cap=math.log(4.0),
+    diverged=math.log(1.2),
+    log_left=(math.log(1.1), 0.5),
+    log_right=(math.log(0.28), 0.6),
+    wall=True,
+)
+"""For log examples to target: half the best rate costs a sixth more, twice of it may never arrive."""
 
 
 def scale_of_losses(trials: Sequence[Trial]) -> Scale:
@@ -85,7 +105,7 @@ def scale_of_losses(trials: Sequence[Trial]) -> Scale:
 def cells_of(trials: Sequence[Trial], scale: Scale) -> tuple[dict[float, Cells], float, int]:
     """Average trials over seeds, for each batch: (cells, squares within them as at the best rate, degrees).
 
-    A trial far above the best or diverged becomes a bound. Batches without a single value are left out.
+    A trial far above the best or diverged becomes a bound. Batches without a single value have bounds only.
     """
     found: dict[float, Cells] = {}
     squares, dof = 0.0, 0
@@ -93,20 +113,22 @@ def cells_of(trials: Sequence[Trial], scale: Scale) -> tuple[dict[float, Cells],
         own = [trial for trial in trials if trial.global_batch == batch]
         values = [t.value for t in own if np.isfinite(t.value) and not t.bounded]
         if not values:
-            continue
-        ceiling = min(values) + scale.cap
+            own = [trial for trial in own if np.isfinite(trial.value)]
+        least = min(values, default=np.inf)
+        ceiling = least + scale.cap
         rows, spreads = [], []
         for log_rate in sorted({trial.log_rate for trial in own}):
             seeds = [trial for trial in own if trial.log_rate == log_rate]
-            worst = [t.value if np.isfinite(t.value) else min(values) + scale.diverged for t in seeds]
+            worst = [t.value if np.isfinite(t.value) else least + scale.diverged for t in seeds]
             seen = np.minimum(worst, ceiling)
             bounded = any(t.bounded or not t.value < ceiling for t in seeds)
             if not bounded:
                 spreads.append((log_rate, float(((seen - seen.mean()) ** 2).sum()), len(seen) - 1))
             rows.append((log_rate, seen.mean(), len(seen), float(bounded)))
-        cells = Cells(*np.array(rows).T)
-        if not cells.bounded.all():
-            found[batch] = cells
+        if not rows:
+            continue
+        found[batch] = cells = Cells(*np.array(rows).T)
+        if cells.reached:
             dof += sum(number for _, _, number in spreads)
             squares += sum(
                 own / float(_noise_growth(np.array(log_rate - cells.best_log_rate)))
@@ -126,14 +148,18 @@ class Shapes:
     """Standard deviation of one trial at the best rate."""
     rate_spread: Floats
     """Standard deviation of a rate's mean over many seeds around the curve."""
+    wall: bool
+    progress: Floats
+    """log (steps to target x rate) at the best rate: nearly the same at every batch."""
 
     def excess(self, u: Floats) -> Floats:
         """f(u), the shapes along the first axis of `u`."""
         curvature, left, right = (
             p.reshape(-1, *[1] * (u.ndim - 1)) for p in (self.curvature, self.left, self.right)
         )
-        both = np.logaddexp(np.log(right) - u / right, np.log(left) + u / left) - np.log(left + right)
-        return np.asarray(curvature * left * right * both)
+        side = np.where(u < 0, left, right)
+        share = np.abs(u) / side * np.where((u > 0) & self.wall, 1.0, -1.0)
+        return np.asarray(curvature * side**2 * (np.expm1(np.minimum(share, _STEEPEST)) - share))
 
 
 def _noise_growth(u: Floats) -> Floats:
@@ -141,25 +167,33 @@ def _noise_growth(u: Floats) -> Floats:
     return np.asarray(np.exp(2 * _NOISE_GROWTH * np.clip(u, *_NOISE_RANGE)))
 
 
-def log_likelihoods(cells: Mapping[float, Cells], shapes: Shapes, grids: Sequence[Floats]) -> list[Floats]:
+def log_likelihoods(
+    cells: Mapping[float, Cells], shapes: Shapes, grids: Sequence[Floats], tie: float
+) -> list[Floats]:
     """Give, for each batch, the log likelihood [draws, grid] of a best log rate on its grid.
 
-    The level of a batch is integrated out under a flat prior; bounds are judged at its mean.
+    The level of a batch is integrated out; bounds are judged at its mean. `tie` is the standard deviation of
+    log (steps x rate) between batches, each at its best rate; infinite where values are no examples.
     """
-    return [_log_likelihood(own, shapes, grid) for own, grid in zip(cells.values(), grids, strict=True)]
+    return [
+        _log_likelihood(own, shapes, grid, np.log(batch), tie)
+        for (batch, own), grid in zip(cells.items(), grids, strict=True)
+    ]
 
 
-def _log_likelihood(cells: Cells, shapes: Shapes, grid: Floats) -> Floats:
+def _log_likelihood(cells: Cells, shapes: Shapes, grid: Floats, log_batch: float, tie: float) -> Floats:
     excess = shapes.excess((cells.log_rate - grid[:, None])[None])  # [draws, grid, rates]
     u = cells.log_rate - grid[:, None]
     noise = shapes.seed_spread[:, None, None] ** 2 * _noise_growth(u) / cells.seeds
     variance = noise + shapes.rate_spread[:, None, None] ** 2 + (_MISFIT * excess) ** 2
     seen = 1 - cells.bounded
     weights = seen / variance
-    total = weights.sum(axis=-1)
-    level = (weights * (cells.mean - excess)).sum(axis=-1) / total
+    tied = shapes.progress[:, None] + log_batch - grid  # the level that the rate implies
+    total = weights.sum(axis=-1) + tie**-2
+    level = ((weights * (cells.mean - excess)).sum(axis=-1) + tie**-2 * tied) / total
     residual = cells.mean - excess - level[..., None]
     found = -0.5 * ((weights * residual**2 + seen * np.log(variance)).sum(axis=-1) + np.log(total))
+    found -= 0.5 * tie**-2 * (tied - level) ** 2
     if cells.bounded.any():
         above = log_ndtr(-residual / np.sqrt(variance + 1 / total[..., None]))
         found = found + (cells.bounded * above).sum(axis=-1)

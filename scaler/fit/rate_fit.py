@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scaler.fit.rate_curve import EXAMPLES, Scale, Trial, cells_of, scale_of_losses
-from scaler.fit.rate_posterior import Posterior, sample_posterior
+from scaler.fit.rate_posterior import USUAL_GROWTH, GrowthPrior, Posterior, sample_posterior
 from scaler.stats import CONFIDENCE, Estimate, Floats
 from scaler.units import format_count
 
@@ -18,6 +18,9 @@ METHOD = (
 _IDENTIFIED = 1.0  # width of the exponent's interval beyond which the trials did not tell it
 _FLAT = 0.25  # exponent below which the best rate is called saturated
 _BARELY = 1e-4
+_CHOICES = np.linspace(0.02, 0.98, 49)  # quantiles of the best rate
+_WORST = np.log(4.0)  # cost of a rate at which nothing trains
+_MOST = np.log(100.0)  # cost that is told
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,31 @@ class RateFit:
         """Give the best learning rate at a batch, measured or not: median and 90% interval."""
         return self._estimate(np.exp(self._log_rates(global_batch)))
 
+    def advised_rate(self, global_batch: float) -> float:
+        """Give the rate with the least expected examples (or exp(loss)) at a batch.
+
+        Lower than the middle of the best rate's interval, as too high a rate costs more than too low a one.
+        """
+        log_rates = np.quantile(self._log_rates(global_batch), _CHOICES)
+        costs = np.exp(np.minimum(self._excess(global_batch, log_rates), _WORST)).mean(axis=0)
+        return float(np.exp(log_rates[costs.argmin()]))
+
     def cost(self, global_batch: float, learning_rate: float) -> Estimate:
         """Give the examples that a rate takes at a batch over those that the best rate takes."""
-        return self._estimate(np.exp(self._excess(global_batch, np.log([learning_rate]))[:, 0]))
+        excess = self._excess(global_batch, np.log([learning_rate]))[:, 0]
+        return self._estimate(np.exp(np.minimum(excess, _MOST)))
+
+    def shifts(
+        self, global_batch: float, learning_rates: Sequence[float], to_rate: float
+    ) -> tuple[Floats, Floats]:
+        """Give mean and standard deviation of log examples at one rate over those at others, [rates] each."""
+        excess = np.minimum(self._excess(global_batch, np.log([to_rate, *learning_rates])), _WORST)
+        shifts = excess[:, :1] - excess[:, 1:]
+        return shifts.mean(axis=0), shifts.std(axis=0)
 
     def expected_loss(self, global_batch: float, learning_rate: float) -> float:
         """Average the logarithm of `cost`: what is at stake while the best rate is not known better."""
-        return float(self._excess(global_batch, np.log([learning_rate])).mean())
+        return float(np.minimum(self._excess(global_batch, np.log([learning_rate])), _WORST).mean())
 
     def exponent(self) -> Estimate | None:
         """Give p in lr ~ B^p over the batches measured, up to the bend; None where trials do not tell it."""
@@ -125,9 +146,9 @@ class RateFit:
         )
 
 
-def fit_examples(trials: Sequence[Trial]) -> RateFit | None:
+def fit_examples(trials: Sequence[Trial], growth: GrowthPrior = USUAL_GROWTH) -> RateFit | None:
     """Fit log examples to target; None where no trial reached it."""
-    return _fit(tuple(trials), EXAMPLES)
+    return _fit(tuple(trials), EXAMPLES, growth)
 
 
 def fit_losses(trials: Sequence[Trial]) -> RateFit | None:
@@ -137,15 +158,15 @@ def fit_losses(trials: Sequence[Trial]) -> RateFit | None:
         return None
     if min(finite) > 0:
         trials = [Trial(t.global_batch, t.log_rate, float(np.log(t.value)), t.bounded) for t in trials]
-    return _fit(tuple(trials), scale_of_losses(trials))
+    return _fit(tuple(trials), scale_of_losses(trials), USUAL_GROWTH)
 
 
 @functools.lru_cache(maxsize=16)
-def _fit(trials: tuple[Trial, ...], scale: Scale) -> RateFit | None:
-    posterior = sample_posterior(trials, scale)
+def _fit(trials: tuple[Trial, ...], scale: Scale, growth: GrowthPrior) -> RateFit | None:
+    posterior = sample_posterior(trials, scale, growth)
     if posterior is None:
         return None
-    cells = cells_of(trials, scale)[0]
+    cells = {batch: own for batch, own in cells_of(trials, scale)[0].items() if own.reached}
     bracketed = frozenset(
         batch
         for batch, own in cells.items()

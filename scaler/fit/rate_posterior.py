@@ -22,10 +22,9 @@ from scaler.stats import Floats
 # Normal priors: (mean, standard deviation). Of the trend: level (from the rates tried), slope, fall, bend
 # (uniform), log width, log deviation. Of the curve: log curvature (from the scale), log left, log right, log
 # seed spread and log rate spread (both over the curvature).
-_LEVEL_SPREAD = 2.0
-_SLOPE, _FALL, _LOG_WIDTH, _LOG_DEVIATION = (0.65, 0.3), (0.7, 0.4), (np.log(0.6), 0.6), (np.log(0.1), 0.7)
+_LEVEL_SPREAD, _PROGRESS_SPREAD = 2.0, 1.0
+_LOG_WIDTH, _LOG_DEVIATION = (np.log(0.6), 0.6), (np.log(0.1), 0.7)
 _BEND_MARGIN = 1.5  # beyond the batches measured
-_LOG_LEFT, _LOG_RIGHT = (np.log(1.7), 0.8), (np.log(2.5), 0.8)
 _LOG_SEED, _LOG_RATE = (np.log(0.2), 0.8), (np.log(0.06), 0.8)
 
 _SHAPES, _TRENDS, _GRID = 64, 1024, 121
@@ -34,6 +33,27 @@ _EFFECTIVE = (10.0, 100.0)  # draws of shapes and trends that the weights must b
 _REACH = 3.5  # of a batch's grid, in log rate beyond those tried
 _SAMPLES = 2000
 _NORMAL = [0, 1, 2, 4, 5]  # of a trend's parameters, those with normal priors
+
+
+@dataclass(frozen=True)
+class GrowthPrior:
+    """What is believed beforehand of the trend: mean and standard deviation of its slope and of its fall."""
+
+    slope: tuple[float, float]
+    fall: tuple[float, float]
+    tie: float = np.inf
+    """Standard deviation of log (steps to target x rate) between batches, each at its best rate.
+
+    With SGD their product does not depend on the batch: 1 + B_noise / B cancels (McCandlish et al. 2018).
+    """
+
+
+USUAL_GROWTH = GrowthPrior(slope=(0.65, 0.3), fall=(0.7, 0.4))
+"""Of any optimizer."""
+GROWTH_OF_SGD = GrowthPrior(slope=(0.9, 0.2), fall=(0.8, 0.25), tie=0.25)
+"""Linear up to the critical batch, then none."""
+GROWTH_OF_ADAM = GrowthPrior(slope=(0.5, 0.2), fall=(0.6, 0.4))
+"""The square root, then none or a fall."""
 
 
 @dataclass(frozen=True)
@@ -64,42 +84,59 @@ def _trend(trend: Floats, z: Floats) -> Floats:
     return np.asarray(level + slope * z - fall * bent)
 
 
-def sample_posterior(trials: Sequence[Trial], scale: Scale) -> Posterior | None:
+def sample_posterior(
+    trials: Sequence[Trial], scale: Scale, growth: GrowthPrior = USUAL_GROWTH
+) -> Posterior | None:
     """Sample the posterior; None where no trial has a value. The same trials give the same samples."""
     cells, squares, dof = cells_of(trials, scale)
-    if not cells:
+    if not any(own.reached for own in cells.values()):
         return None
-    return _Sampler(cells, squares, dof, scale).run()
+    if not np.isfinite(growth.tie):  # a bound alone then says nothing
+        cells = {batch: own for batch, own in cells.items() if own.reached}
+    return _Sampler(cells, squares, dof, scale, growth).run()
 
 
 class _Sampler:
     """One run of population Monte Carlo."""
 
-    def __init__(self, cells: dict[float, Cells], squares: float, dof: int, scale: Scale) -> None:
+    def __init__(
+        self, cells: dict[float, Cells], squares: float, dof: int, scale: Scale, growth: GrowthPrior
+    ) -> None:
         self._cells, self._squares, self._dof = cells, squares, dof
         self._random = np.random.default_rng(0)
         logs = np.log(np.array(list(cells)))
         self._middle = float(logs.mean())
         self._z = logs - self._middle
-        best = np.array([own.best_log_rate for own in cells.values()])
+        reached = np.array([own.reached for own in cells.values()])
+        best = np.array([own.best_log_rate for own in cells.values() if own.reached])
         tried = np.array([np.mean([own.log_rate.min(), own.log_rate.max()]) for own in cells.values()])
         self._bend = (float(self._z.min()) - _BEND_MARGIN, float(self._z.max()) + _BEND_MARGIN)
         middle_bend, half_bend = np.mean(self._bend), np.ptp(self._bend) / 2
         self._trend_prior = np.array(
             [
                 (float(tried.mean()), _LEVEL_SPREAD),
-                _SLOPE,
-                _FALL,
+                growth.slope,
+                growth.fall,
                 (middle_bend, half_bend),
                 _LOG_WIDTH,
                 _LOG_DEVIATION,
             ]
         )
         curvature = float(np.log(scale.curvature))
+        least = np.array([own.mean[own.bounded == 0].min() for own in cells.values() if own.reached])
+        progress = float((least - logs[reached] + best).mean())
         self._shape_prior = np.array(
-            [(curvature, scale.curvature_spread), _LOG_LEFT, _LOG_RIGHT, _LOG_SEED, _LOG_RATE]
+            [
+                (curvature, scale.curvature_spread),
+                scale.log_left,
+                scale.log_right,
+                _LOG_SEED,
+                _LOG_RATE,
+                (progress, _PROGRESS_SPREAD),
+            ]
         )
-        self._start = best
+        self._tie, self._wall = growth.tie, scale.wall
+        self._start = best, self._z[reached]
         self._grids = [
             np.linspace(own.log_rate.min() - _REACH, own.log_rate.max() + _REACH, _GRID)
             for own in cells.values()
@@ -110,7 +147,7 @@ class _Sampler:
         shapes, log_q_shapes = self._first(self._shape_prior, _SHAPES)
         trends, log_q_trends = self._first(self._trend_prior, _TRENDS)
         for number in range(_MOST_ROUNDS):
-            likelihoods = log_likelihoods(self._cells, _shapes(shapes), self._grids)
+            likelihoods = log_likelihoods(self._cells, _shapes(shapes, self._wall), self._grids, self._tie)
             kernels = self._kernels(trends)
             weights = _log_products(likelihoods, kernels)
             weights += (self._log_shape_prior(shapes) - log_q_shapes)[:, None]
@@ -135,7 +172,8 @@ class _Sampler:
             found[:, 3] = self._random.uniform(*self._bend, draws)
             through = found[:, :5].copy()
             through[:, 0] = 0.0
-            centre = (self._start - _trend(through, self._z)).mean(axis=1)
+            best, at = self._start
+            centre = (best - _trend(through, at)).mean(axis=1)
             found[:, 0] = centre + self._random.standard_normal(draws)
             log_q = (
                 _log_normal(found[:, [1, 2, 4, 5]], prior[[1, 2, 4, 5]]) - 0.5 * (found[:, 0] - centre) ** 2
@@ -198,7 +236,7 @@ class _Sampler:
             log_rates[:, i] = grid[at] + (grid[1] - grid[0]) * self._random.uniform(-0.5, 0.5, _SAMPLES)
         return Posterior(
             batches=tuple(self._cells),
-            shapes=_shapes(shapes[of_shape]),
+            shapes=_shapes(shapes[of_shape], self._wall),
             log_rates=log_rates,
             trend=trends[of_trend, :5],
             deviation=np.exp(trends[of_trend, 5]),
@@ -206,8 +244,8 @@ class _Sampler:
         )
 
 
-def _shapes(parameters: Floats) -> Shapes:
-    log_curvature, log_left, log_right, log_seed, log_rate = parameters.T
+def _shapes(parameters: Floats, wall: bool) -> Shapes:
+    log_curvature, log_left, log_right, log_seed, log_rate, progress = parameters.T
     curvature = np.exp(log_curvature)
     return Shapes(
         curvature,
@@ -215,6 +253,8 @@ def _shapes(parameters: Floats) -> Shapes:
         np.exp(log_right),
         curvature * np.exp(log_seed),
         curvature * np.exp(log_rate),
+        wall,
+        progress,
     )
 
 

@@ -4,29 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scaler.fit.optimizer import Optimizer
 from scaler.fit.rate_fit import RateFit
 from scaler.schema import Strict
 from scaler.stats import Estimate
 
 _MOST_ADAM = 10.0  # times the batch, beyond which Malladi's approximation was not meant to hold
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """What the workload's optimizer is; an empty name where it was not recorded."""
-
-    name: str
-    betas: tuple[float, ...] = ()
-
-    @property
-    def is_adam_like(self) -> bool:
-        """Whether it keeps a running mean of gradients and one of their squares."""
-        return len(self.betas) == 2
-
-    @property
-    def is_sgd(self) -> bool:
-        """Whether it is SGD, with or without momentum."""
-        return self.name == "SGD"
 
 
 class RuledRate(Strict):

@@ -1,13 +1,12 @@
 """Examples to target against the global batch: what runs of some batches say of any."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from scaler.fit.batch_curve import CurvePriors, Curves
-from scaler.fit.learning_rate import BatchResult
 from scaler.stats import CONFIDENCE, Estimate, Floats
 
 _METHOD = "mean of curves by their evidence; mixture of t on the log scale"
@@ -159,12 +158,6 @@ class StepsFit:
         edges = np.append(grid, 2 * grid[-1] - grid[-2]) - (grid[1] - grid[0]) / 2
         tail = (1 - CONFIDENCE) / 2
         return np.asarray(np.interp([0.5, tail, 1 - tail], np.append(0, sums), edges))
-
-
-def fit_steps(results: Iterable[BatchResult]) -> StepsFit | None:
-    """Fit every seed's examples at each batch's best rate; None under two batches."""
-    runs = [BatchRuns(r.global_batch, r.examples) for r in results if r.best_rate is not None]
-    return fit_batch_runs(runs) if len(runs) > 1 else None
 
 
 def fit_batch_runs(runs: Sequence[BatchRuns], priors: CurvePriors | None = None) -> StepsFit:

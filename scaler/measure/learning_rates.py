@@ -7,9 +7,12 @@ known at the next through the fit of all trials (`fit/rate_fit.py`).
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from scipy.stats import norm
+
 from scaler.batch import BatchPlan
-from scaler.fit.learning_rate import BatchResult, batch_results, fit_learning_rates
-from scaler.fit.rate_fit import RateFit
+from scaler.fit.convergence import ConvergenceFit, fit_convergence
+from scaler.fit.learning_rate import BatchResult, batch_results
+from scaler.fit.optimizer import Optimizer, optimizer_of
 from scaler.measure.evidence import Evidence, plan_task
 from scaler.probe.convergence import ConvergenceRequest, probe_convergence
 from scaler.records import ConvergenceRecord, WorkloadRecord
@@ -20,14 +23,16 @@ StepTime = Callable[[int], float]
 
 _EPOCHS = 100  # a trial's default limit
 _STEP = 3.0  # between the first learning rates
-_EXTENSIONS = 3  # steps beyond the first three rates, while the best lies at the edge
+_EXTENSIONS = 4  # steps beyond the first two rates, while the best lies at the edge
 _HOPELESS = 1.25  # a rate that needs so many times the best rate's examples cannot win any more
-_GROWTH = 1.3  # in examples from a batch to the next, over that in proportion to the batch
-_LOSES = 1.25  # a batch whose time to target is so many times the best's ends the walk that way
-_KNOWN = 0.04  # expected log cost of the fitted best rate below which a batch needs no other rate
+_GROWTH = 1.8  # in examples from a batch to the next, over that in proportion to the batch
+_UNLUCKY = 2.0  # a seed that needs so many times the predicted examples need not end
+_MOST_RUNS = 11.0  # examples of the whole search, in runs at the best batch
+_WORTH = 0.01  # least expected share of the time to target that a trial as long as the best run is to save
 _APART = 1.4  # least factor between two rates of a batch
-_AS_GOOD = 0.01  # log cost that is not worth a rate of its own
-_ROUNDS = (2, 0)  # more rates at the batch that is best so far; settling may make another the best
+_UNKNOWN = 0.5  # standard deviation of log examples at other batches than the only one known
+_WIDTH = 3.29  # of a 90% interval, in standard deviations
+_MANY = 10**6  # seeds: the mean without its luck
 
 
 class _Search:
@@ -41,107 +46,93 @@ class _Search:
         limit: int,
         plans: Mapping[int, BatchPlan],
         step_time_s: StepTime,
+        optimizer: Optimizer,
     ) -> None:
         self._evidence, self._workload, self._seeds, self._limit = evidence, workload, seeds, limit
-        self._plans, self._step_time_s = plans, step_time_s
+        self._plans, self._step_time_s, self._optimizer = plans, step_time_s, optimizer
         self._trials: list[ConvergenceRecord] = []
-        self._expected = 3 + len(plans) + _ROUNDS[0] + seeds
+        self._fitted: tuple[int, ConvergenceFit] | None = None
+        self._expected = 3 + len(plans) + 2 + seeds
 
     def run(self) -> None:
-        """Bracket the best rate at the reference, walk both ways, then settle on the best batch."""
+        """Bracket the best rate at the reference, find the fastest batch, then spend seeds there."""
         reference, batches = self._workload.reference, sorted(self._plans)
         start = min(batches, key=lambda batch: abs(math.log(batch / reference.global_batch)))
-        middle = batches.index(start)
         self._bracket(start, reference.learning_rate * math.sqrt(start / reference.global_batch))
-        if self._time(start) == math.inf:
+        if not self._reached():
             return
-        for way in (batches[middle + 1 :], batches[:middle][::-1]):
-            before = start
-            for batch in way:
-                if not self._look(batch, before) or self._time(batch) > _LOSES * self._best_time():
-                    break
-                before = batch
-        for more in _ROUNDS:
-            if not self._settle(more):
+        while (batch := self._worthiest()) is not None and self._affords(batch):
+            if not (self._again(batch) if batch in self._reached() else self._look(batch)):
+                break
+        for _ in range(2):  # seeds may make another batch the best
+            best = self._best()
+            rate, limit = self._fit().learning_rate(best), _UNLUCKY * self._examples(best)
+            if not self._ask(best, [rate], limit, range(self._seeds)):
                 break
 
     def _bracket(self, batch: int, rate: float) -> None:
-        """Try the reference's rate and its neighbours, and go on while the best lies at the edge."""
+        """Try the reference's rate and go on beside the best while that lies at the edge.
+
+        Upwards first: too high a rate is found out sooner than one that is too low. Both ways where the
+        reference's rate does not arrive.
+        """
         self._try(batch, [rate], self._limit)
-        self._try(batch, [rate / _STEP, rate * _STEP], self._limit)
+        self._try(batch, [rate * _STEP] if self._reached() else [rate / _STEP, rate * _STEP], self._limit)
         for _ in range(_EXTENSIONS):
             result = self._result(batch)
             if result is None or (edge := result.edge()) == 0:
                 break
             self._try(batch, [result.rates[0] / _STEP if edge < 0 else result.rates[-1] * _STEP], self._limit)
 
-    def _look(self, batch: int, before: int) -> bool:
-        """Try what the fit says is best at a batch; tell whether the target was reached.
+    def _look(self, batch: int) -> bool:
+        """Try what the fit advises at a new batch; where that does not arrive, a tried batch's lower rate.
 
-        Where it was not, once more the rate found at the batch before, if that is clearly lower.
+        Tells if all was answered.
         """
-        beside, fit = self._result(before), self._fit()
-        assert beside is not None and beside.best_rate is not None and fit is not None
-        limit = _GROWTH * beside.mean_examples * max(1.0, batch / before)
-        best = fit.best_rate(batch).value
-        for rate in (best, beside.best_rate):
-            if rate == best or rate < best / _APART:
-                self._try(batch, [rate], limit)
-            if (result := self._result(batch)) is not None and result.best_rate is not None:
-                return True
-        return False
-
-    def _settle(self, more: int) -> bool:
-        """At the batch with the least time, try up to `more` rates while the best is not known, then seeds.
-
-        Tells if anything was asked: it may have made another batch the best.
-        """
-        reached = [batch for batch in self._plans if self._time(batch) < math.inf]
-        if not reached:
-            return False
-        asked, batch = len(self._trials), min(reached, key=self._time)
-        for _ in range(more):
-            rate = self._doubtful_rate(batch)
-            if rate is None or not self._try(batch, [rate], self._limit):
-                break
         fit = self._fit()
-        assert fit is not None, "a trial reached the target"
-        self._ask(batch, [self._settled_rate(fit, batch)], self._limit, range(self._seeds))
-        return len(self._trials) > asked
+        near = min(self._reached(), key=lambda reached: abs(math.log(reached / batch)))
+        limit = _GROWTH * self._examples(near) * max(1.0, batch / near)
+        advised, beside = fit.rates.advised_rate(batch), fit.learning_rate(near)
+        answered = self._ask(batch, [advised], limit)
+        if answered and batch not in self._reached() and beside < advised / _APART:
+            answered = self._ask(batch, [beside], limit)
+        return answered
 
-    def _doubtful_rate(self, batch: int) -> float | None:
-        """Choose a rate towards the end of the best rate's interval that lies farther from those tried.
+    def _again(self, batch: int) -> bool:
+        """Try another seed at what the fit advises now; tell if it was answered."""
+        seed = sum(trial.plan.global_batch == batch for trial in self._trials)
+        rate, limit = self._fit().rates.advised_rate(batch), _UNLUCKY * self._examples(batch)
+        return self._ask(batch, [rate], limit, [seed])
 
-        None where the best rate is known well enough.
+    def _worthiest(self) -> int | None:
+        """Choose the batch whose next trial tells most, for its examples, of which batch is the fastest.
+
+        Among those tried and their neighbours. None where it does not matter any more.
         """
-        fit, result = self._fit(), self._result(batch)
-        assert fit is not None and result is not None, "a trial reached the target"
-        best = fit.best_rate(batch)
-        assert best.low is not None and best.high is not None
-        if fit.expected_loss(batch, best.value) < _KNOWN:
+        best, batches, reached = self._best(), sorted(self._plans), self._reached()
+        tried = {trial.plan.global_batch for trial in self._trials}
+        near = {
+            b for i, b in enumerate(batches) if b not in tried and reached & {*batches[max(0, i - 1) : i + 2]}
+        }
+        worth = {
+            b: self._stake(b) * self._examples(best) / self._examples(b) for b in (reached | near) - {best}
+        }
+        rival = max(worth, key=lambda batch: worth[batch], default=None)
+        if rival is None or worth[rival] < _WORTH:
             return None
-        ends = (math.sqrt(best.value * end) for end in (best.low, best.high))
-        far = {rate: min(abs(math.log(rate / tried)) for tried in result.rates) for rate in ends}
-        rate = max(far, key=lambda rate: far[rate])
-        return rate if far[rate] > math.log(_APART) else None
+        if rival in near:
+            return rival
+        return max((best, rival), key=lambda batch: self._time(batch)[1] / math.sqrt(self._examples(batch)))
 
-    def _settled_rate(self, fit: RateFit, batch: int) -> float:
-        """Choose the fitted best rate, or one already tried that is as good."""
-        best = fit.best_rate(batch).value
-        tried = {t.learning_rate for t in self._trials if t.plan.global_batch == batch and t.reached}
-        least = min(tried, key=lambda rate: fit.expected_loss(batch, rate), default=best)
-        worse = fit.expected_loss(batch, least) - fit.expected_loss(batch, best)
-        return least if worse < _AS_GOOD else best
-
-    def _try(self, batch: int, rates: Sequence[float], limit: float) -> bool:
-        """Ask for one seed of each rate, up to where it cannot win any more; tell if all were answered."""
+    def _try(self, batch: int, rates: Sequence[float], limit: float) -> None:
+        """Ask for one seed of each rate, up to where it cannot win any more."""
         result = self._result(batch)
         if result is not None and result.examples:
             limit = min(limit, _HOPELESS * result.mean_examples)
-        return self._ask(batch, rates, limit)
+        self._ask(batch, rates, limit)
 
     def _ask(self, batch: int, rates: Sequence[float], limit: float, seeds: Sequence[int] = (0,)) -> bool:
-        """Ask for trials side by side, those asked before left out; tell if all were answered."""
+        """Ask for trials side by side that were not asked before; tell if there were any and all answered."""
         known = {(t.plan.global_batch, t.learning_rate, t.seed) for t in self._trials}
         requests = [
             ConvergenceRequest(
@@ -165,21 +156,55 @@ class _Search:
             if isinstance(record, ConvergenceRecord)
         ]
         self._trials += found
-        return len(found) == len(tasks)
+        return 0 < len(found) == len(tasks)
 
-    def _fit(self) -> RateFit | None:
-        return fit_learning_rates(self._trials)
+    def _fit(self) -> ConvergenceFit:
+        """Fit the trials so far; once for each number of them."""
+        if self._fitted is None or self._fitted[0] != len(self._trials):
+            fit = fit_convergence(self._trials, self._optimizer)
+            assert fit is not None, "a trial reached the target"
+            self._fitted = len(self._trials), fit
+        return self._fitted[1]
 
     def _result(self, batch: int) -> BatchResult | None:
         return batch_results(self._trials).get(batch)
 
-    def _time(self, batch: int) -> float:
-        """Time to the target; infinite where it was not reached."""
-        result = self._result(batch)
-        return result.mean_examples / batch * self._step_time_s(batch) if result is not None else math.inf
+    def _reached(self) -> set[int]:
+        return {trial.plan.global_batch for trial in self._trials if trial.reached}
 
-    def _best_time(self) -> float:
-        return min(map(self._time, self._plans))
+    def _examples(self, batch: int) -> float:
+        return math.exp(self._log_examples(batch)[0])
+
+    def _log_examples(self, batch: int) -> tuple[float, float]:
+        """Predict the logarithm of a batch's mean examples to target, and its standard deviation."""
+        fit = self._fit()
+        if fit.steps is None:
+            ((only, runs),) = fit.runs.items()
+            growth = 0.5 * max(0.0, math.log(batch / only))
+            return math.log(sum(runs.reached) / len(runs.reached)) + growth, _UNKNOWN
+        found = fit.examples(batch, _MANY)
+        assert found.low is not None and found.high is not None
+        return math.log(found.value), math.log(found.high / found.low) / _WIDTH
+
+    def _time(self, batch: int) -> tuple[float, float]:
+        """Predict the logarithm of the time to target, and its standard deviation."""
+        examples, deviation = self._log_examples(batch)
+        return examples + math.log(self._step_time_s(batch) / batch), deviation
+
+    def _best(self) -> int:
+        return min(self._reached(), key=lambda batch: self._time(batch)[0])
+
+    def _stake(self, batch: int) -> float:
+        """Expect by how much (log time) a batch is faster than the best so far, where it is."""
+        (best, own), (time, other) = self._time(self._best()), self._time(batch)
+        gap, deviation = time - best, math.hypot(own, other)
+        z = gap / deviation
+        return float(deviation * (norm.pdf(z) - z * norm.sf(z)))
+
+    def _affords(self, batch: int) -> bool:
+        """Whether a trial leaves enough for the seeds at the best batch."""
+        spent = sum(trial.examples for trial in self._trials) + self._examples(batch)
+        return spent <= (_MOST_RUNS - self._seeds + 1) * self._examples(self._best())
 
 
 def trial_limit(workload: Workload, sizes: WorkloadRecord) -> int:
@@ -205,4 +230,6 @@ def search_learning_rates(
     """
     known = {batch: plan for batch, plan in plans.items() if plan is not None}
     if known:
-        _Search(evidence, workload, seeds, trial_limit(workload, sizes), known, step_time_s).run()
+        optimizer = optimizer_of([sizes])
+        limit = trial_limit(workload, sizes)
+        _Search(evidence, workload, seeds, limit, known, step_time_s, optimizer).run()

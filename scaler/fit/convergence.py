@@ -1,0 +1,88 @@
+"""What all trials together say: the learning rate of every batch, and the examples to target at it."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scaler.fit.batch_curve import CurvePriors
+from scaler.fit.learning_rate import fit_learning_rates, telling
+from scaler.fit.optimizer import Optimizer
+from scaler.fit.rate_fit import RateFit
+from scaler.fit.steps import BatchRuns, StepsFit, fit_batch_runs
+from scaler.records import ConvergenceRecord
+from scaler.stats import Estimate
+
+_PRIORS = CurvePriors(noise=0.12, noise_dof=3.0)  # seeds of small workloads spread wider than of large ones
+_AS_GOOD = 0.05  # log cost, for each seed it has, that is not worth another rate
+_FAR = 0.8  # log shift of a trial that is let pass
+_SURE = 0.15  # its standard deviation: about what seeds differ by
+
+
+@dataclass(frozen=True)
+class ConvergenceFit:
+    """Learning rates and examples to target of every batch at which a trial reached the target."""
+
+    rates: RateFit
+    steps: StepsFit | None
+    """Absent where only one batch reached the target."""
+    runs: Mapping[int, BatchRuns]
+    """Of each batch, ascending: its trials, carried to its learning rate along the fitted curve."""
+    seeds: Mapping[int, Mapping[float, int]]
+    """How many trials reached the target at each batch and rate."""
+
+    def learning_rate(self, global_batch: int) -> float:
+        """Choose the rate to train a batch with: the advised one, or one tried that is as good.
+
+        Of several as good, the one with the most seeds; the more it has, the more is overlooked.
+        """
+        advised = self.rates.advised_rate(global_batch)
+        least = self.rates.expected_loss(global_batch, advised)
+        seeds = self.seeds.get(global_batch, {})
+        worse = {rate: self.rates.expected_loss(global_batch, rate) - least for rate in seeds}
+        good = [rate for rate in seeds if worse[rate] < _AS_GOOD * seeds[rate]]
+        return max(good, key=lambda rate: (seeds[rate], -worse[rate]), default=advised)
+
+    def examples(self, global_batch: int, n_seeds: int = 1) -> Estimate:
+        """Predict the mean examples to target at that rate, over so many fresh runs.
+
+        Where one batch only reached the target, its mean, without an interval.
+        """
+        if self.steps is not None:
+            return self.steps.examples(global_batch, n_seeds)
+        ((batch, own),) = self.runs.items()
+        assert batch == global_batch, "another batch is not predicted from one"
+        mean = float(np.mean(own.reached))
+        return Estimate(value=mean, samples=len(own.reached), method="mean over seeds")
+
+
+def fit_convergence(records: Iterable[ConvergenceRecord], optimizer: Optimizer) -> ConvergenceFit | None:
+    """Fit all trials together; None where none reached the target."""
+    trials = [trial for trial in telling(records) if trial.examples or trial.stop == "diverged"]
+    rates = fit_learning_rates(trials, optimizer)
+    if rates is None:
+        return None
+    batches = sorted({trial.plan.global_batch for trial in trials if trial.reached})
+    seeds = {
+        batch: Counter(t.learning_rate for t in trials if t.plan.global_batch == batch and t.reached)
+        for batch in batches
+    }
+    bare = ConvergenceFit(rates, None, {}, seeds)
+    runs = {batch: _carried(trials, rates, batch, bare.learning_rate(batch)) for batch in batches}
+    steps = fit_batch_runs(list(runs.values()), _PRIORS) if len(runs) > 1 else None
+    return ConvergenceFit(rates, steps, runs, seeds)
+
+
+def _carried(trials: Sequence[ConvergenceRecord], rates: RateFit, batch: int, to_rate: float) -> BatchRuns:
+    """Carry a batch's trials to one rate; leave out those from which it is far or unsure, unless all are."""
+    own = [trial for trial in trials if trial.plan.global_batch == batch and trial.stop != "diverged"]
+    shifts, deviations = rates.shifts(batch, [trial.learning_rate for trial in own], to_rate)
+    doubt = np.maximum(np.abs(shifts) / _FAR, deviations / _SURE)
+    limit = max(1.0, min(d for trial, d in zip(own, doubt, strict=True) if trial.reached))
+    runs: dict[bool, list[float]] = {True: [], False: []}
+    for trial, shift, own_doubt in zip(own, shifts, doubt, strict=True):
+        if own_doubt <= limit:
+            runs[trial.reached].append(trial.examples * math.exp(shift))
+    return BatchRuns(batch, tuple(runs[True]), tuple(runs[False]))
