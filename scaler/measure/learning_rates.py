@@ -27,7 +27,7 @@ _EXTENSIONS = 4  # steps beyond the first two rates, while the best lies at the 
 _HOPELESS = 1.25  # a rate that needs so many times the best rate's examples cannot win any more
 _GROWTH = 1.8  # in examples from a batch to the next, over that in proportion to the batch
 _UNLUCKY = 2.0  # a seed that needs so many times the predicted examples need not end
-_MOST_RUNS = 11.0  # examples of the whole search, in runs at the best batch
+_MOST_RUNS = 11.0  # examples of the whole search, in runs at the best batch; luck may add one
 _WORTH = 0.01  # least expected share of the time to target that a trial as long as the best run is to save
 _APART = 1.4  # least factor between two rates of a batch
 _UNKNOWN = 0.5  # standard deviation of log examples at other batches than the only one known
@@ -203,8 +203,9 @@ class _Search:
 
     def _affords(self, batch: int) -> bool:
         """Whether a trial leaves enough for the seeds at the best batch."""
-        spent = sum(trial.examples for trial in self._trials) + self._examples(batch)
-        return spent <= (_MOST_RUNS - self._seeds + 1) * self._examples(self._best())
+        spent = sum(t.curve[-1].examples if t.curve else t.examples for t in self._trials)
+        left = (_MOST_RUNS - self._seeds + 1) * self._examples(self._best()) - spent
+        return self._examples(batch) <= left
 
 
 def trial_limit(workload: Workload, sizes: WorkloadRecord) -> int:
