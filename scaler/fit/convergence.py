@@ -15,7 +15,7 @@ from scaler.fit.steps import BatchRuns, StepsFit, fit_batch_runs
 from scaler.records import ConvergenceRecord
 from scaler.stats import Estimate
 
-_PRIORS = CurvePriors(noise=0.12, noise_dof=3.0)  # seeds of small workloads spread wider than of large ones
+_PRIORS = CurvePriors(noise=0.16, noise_dof=3.0)  # seeds of small workloads spread wider than of large ones
 _AS_GOOD = 0.05  # log cost, for each seed it has, that is not worth another rate
 _FAR = 0.8  # log shift of a trial that is let pass
 _SURE = 0.15  # its standard deviation: about what seeds differ by
