@@ -44,7 +44,7 @@ def measure() -> list[Figure]:
     (confirmed,) = [r for r in records if isinstance(r, ConfirmationRecord)]
     chosen = (confirmed.plan.global_batch, confirmed.learning_rate)
     at_chosen = [r.examples for r in trials if (r.plan.global_batch, r.learning_rate) == chosen]
-    spent = sum(r.curve[-1].examples if r.curve else r.examples for r in trials)
+    spent = sum(r.trained_examples for r in trials)
     assert workload_record(records).name == "digits"
     once = "one run of `scaler tune digits --cluster cluster/mock-2.yaml`"
     return [

@@ -176,7 +176,7 @@ class Bench:
         examples = {batch: fit.examples(batch).value for batch in fit.runs}
         batch = min(examples, key=lambda b: examples[b] / b * step_time(b))
         rates = {b: fit.learning_rate(b) for b in self.batches}
-        spent = sum(r.curve[-1].examples if r.curve else r.examples for r in trials)
+        spent = sum(r.trained_examples for r in trials)
         return Search(rates, batch, examples[batch], spent, len(trials))
 
     @property

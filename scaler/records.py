@@ -321,6 +321,11 @@ class ConvergenceRecord(Observation):
         """Whether the target was met; else `examples` is a censored observation."""
         return self.stop == "reached"
 
+    @property
+    def trained_examples(self) -> int:
+        """Examples that it was trained on: one that reached the target went on until that was confirmed."""
+        return self.curve[-1].examples if self.curve else self.examples
+
 
 class WarmupRecord(ConvergenceRecord):
     """A trial at the chosen batch and rate with another length of warm-up than the reference's."""

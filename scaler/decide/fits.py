@@ -7,7 +7,7 @@ from scaler.cluster import Cluster
 from scaler.errors import BadInput
 from scaler.fit.branching import BranchingFit, fit_branching
 from scaler.fit.convergence import ConvergenceFit, fit_convergence
-from scaler.fit.learning_rate import telling
+from scaler.fit.learning_rate import batch_results
 from scaler.fit.memory import MemoryFits, fit_memory
 from scaler.fit.optimizer import optimizer_of
 from scaler.fit.step_time import StepTimeFit, fit_step_time, mean_over_median
@@ -70,7 +70,7 @@ def fit_all(records: Sequence[Record], cluster: Cluster, zero_stage: int = 0) ->
         step_time=fit_step_time(runs),
         mean_over_median=mean_over_median(runs),
         convergence=fit_convergence(trials, optimizer_of(records)),
-        tried=tuple(sorted({trial.plan.global_batch for trial in telling(trials)})),
+        tried=tuple(batch_results(trials)),
         trials=trials,
         branching=fit_branching(r for r in records if isinstance(r, BranchRecord)),
         train_examples=sizes.train_examples,

@@ -6,7 +6,7 @@ from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
 from scaler.decide.config import Bound
 from scaler.decide.fits import Fits
-from scaler.fit.learning_rate import telling
+from scaler.fit.learning_rate import batch_results
 from scaler.fit.memory import MemoryFit, memory_for
 from scaler.fit.step_time import StepTimeFit, shape_of
 from scaler.fit.warmup import WarmupFit, WarmupLength
@@ -122,11 +122,10 @@ def _learning_rate(global_batch: int, fits: Fits, reference: Reference) -> str:
         return f"the reference's, {reference.learning_rate:g}: no trial at this batch reached the target"
     rate, best = fit.learning_rate(global_batch), fit.rates.best_rate(global_batch)
     examples, seeds = fit.examples(global_batch), fit.seeds[global_batch].get(rate, 0)
-    rates = {t.learning_rate for t in telling(fits.trials) if t.plan.global_batch == global_batch}
     parts = [
         f"least expected examples to target by all trials together, {format_count(examples.value)}",
         f"trained with {seeds} seed{'s' if seeds > 1 else ''}" if seeds else "not tried itself",
-        f"tried: {', '.join(f'{rate:g}' for rate in sorted(rates))}",
+        f"tried: {', '.join(f'{own:g}' for own in batch_results(fits.trials)[global_batch].rates)}",
         f"the best lies at {best.value:.3g} (90% interval {best.low:.3g} to {best.high:.3g})",
     ]
     if global_batch not in fit.rates.bracketed:

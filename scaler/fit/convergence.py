@@ -32,18 +32,13 @@ class ConvergenceFit:
     """Of each batch, ascending: its trials, carried to its learning rate along the fitted curve."""
     seeds: Mapping[int, Mapping[float, int]]
     """How many trials reached the target at each batch and rate."""
+    chosen: Mapping[int, float]
+    """Learning rate of each batch in `runs`."""
 
     def learning_rate(self, global_batch: int) -> float:
-        """Choose the rate to train a batch with: the advised one, or one tried that is as good.
-
-        Of several as good, the one with the most seeds; the more it has, the more is overlooked.
-        """
-        advised = self.rates.advised_rate(global_batch)
-        least = self.rates.expected_loss(global_batch, advised)
-        seeds = self.seeds.get(global_batch, {})
-        worse = {rate: self.rates.expected_loss(global_batch, rate) - least for rate in seeds}
-        good = [rate for rate in seeds if worse[rate] < _AS_GOOD * seeds[rate]]
-        return max(good, key=lambda rate: (seeds[rate], -worse[rate]), default=advised)
+        """Give the rate to train a batch with; the advised one where no trial reached the target."""
+        chosen = self.chosen.get(global_batch)
+        return chosen if chosen is not None else self.rates.advised_rate(global_batch)
 
     def examples(self, global_batch: int, n_seeds: int = 1) -> Estimate:
         """Predict the mean examples to target at that rate, over so many fresh runs.
@@ -60,24 +55,34 @@ class ConvergenceFit:
 
 def fit_convergence(records: Iterable[ConvergenceRecord], optimizer: Optimizer) -> ConvergenceFit | None:
     """Fit all trials together; None where none reached the target."""
-    trials = [trial for trial in telling(records) if trial.examples or trial.stop == "diverged"]
+    trials = telling(records)
     rates = fit_learning_rates(trials, optimizer)
     if rates is None:
         return None
-    batches = sorted({trial.plan.global_batch for trial in trials if trial.reached})
-    seeds = {
-        batch: Counter(t.learning_rate for t in trials if t.plan.global_batch == batch and t.reached)
-        for batch in batches
-    }
-    bare = ConvergenceFit(rates, None, {}, seeds)
-    runs = {batch: _carried(trials, rates, batch, bare.learning_rate(batch)) for batch in batches}
+    seeds: dict[int, Counter[float]] = {}
+    for trial in sorted((trial for trial in trials if trial.reached), key=lambda t: t.plan.global_batch):
+        seeds.setdefault(trial.plan.global_batch, Counter())[trial.learning_rate] += 1
+    chosen = {batch: _chosen_rate(rates, batch, own) for batch, own in seeds.items()}
+    runs = {batch: _carried(trials, rates, batch, rate) for batch, rate in chosen.items()}
     steps = fit_batch_runs(list(runs.values()), _PRIORS) if len(runs) > 1 else None
-    return ConvergenceFit(rates, steps, runs, seeds)
+    return ConvergenceFit(rates, steps, runs, seeds, chosen)
+
+
+def _chosen_rate(rates: RateFit, global_batch: int, seeds: Mapping[float, int]) -> float:
+    """Choose the advised rate, or one tried that is as good.
+
+    Of several as good, the one with the most seeds; the more it has, the more is overlooked.
+    """
+    advised = rates.advised_rate(global_batch)
+    least = rates.expected_loss(global_batch, advised)
+    worse = {rate: rates.expected_loss(global_batch, rate) - least for rate in seeds}
+    good = [rate for rate in seeds if worse[rate] < _AS_GOOD * seeds[rate]]
+    return max(good, key=lambda rate: (seeds[rate], -worse[rate]), default=advised)
 
 
 def _carried(trials: Sequence[ConvergenceRecord], rates: RateFit, batch: int, to_rate: float) -> BatchRuns:
     """Carry a batch's trials to one rate; leave out those from which it is far or unsure, unless all are."""
-    own = [trial for trial in trials if trial.plan.global_batch == batch and trial.stop != "diverged"]
+    own = [t for t in trials if t.plan.global_batch == batch and t.examples and t.stop != "diverged"]
     shifts, deviations = rates.shifts(batch, [trial.learning_rate for trial in own], to_rate)
     doubt = np.maximum(np.abs(shifts) / _FAR, deviations / _SURE)
     limit = max(1.0, min(d for trial, d in zip(own, doubt, strict=True) if trial.reached))

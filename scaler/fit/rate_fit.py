@@ -19,8 +19,8 @@ _IDENTIFIED = 1.0  # width of the exponent's interval beyond which the trials di
 _FLAT = 0.25  # exponent below which the best rate is called saturated
 _BARELY = 1e-4
 _CHOICES = np.linspace(0.02, 0.98, 49)  # quantiles of the best rate
-_WORST = np.log(4.0)  # cost of a rate at which nothing trains
-_MOST = np.log(100.0)  # cost that is told
+_WORST = EXAMPLES.cap  # log cost of a rate at which nothing trains
+_MOST = np.log(100.0)  # log cost that is told
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import numpy as np
 from scaler.fit.rate_curve import Cells, Scale, Shapes, Trial, cells_of, log_likelihoods
 from scaler.stats import Floats
 
-# Normal priors: (mean, standard deviation). Of the trend: level (from the rates tried), slope, fall, bend
-# (uniform), log width, log deviation. Of the curve: log curvature (from the scale), log left, log right, log
-# seed spread and log rate spread (both over the curvature).
+# Normal priors: (mean, standard deviation). Of the trend: level (from the rates tried), slope, fall (from the
+# growth), bend (uniform), log width, log deviation. Of the curve: log curvature, log left, log right (from
+# the scale), log seed spread and log rate spread (over the curvature), progress (from the best seen).
 _LEVEL_SPREAD, _PROGRESS_SPREAD = 2.0, 1.0
 _LOG_WIDTH, _LOG_DEVIATION = (np.log(0.6), 0.6), (np.log(0.1), 0.7)
 _BEND_MARGIN = 1.5  # beyond the batches measured
@@ -84,9 +84,7 @@ def _trend(trend: Floats, z: Floats) -> Floats:
     return np.asarray(level + slope * z - fall * bent)
 
 
-def sample_posterior(
-    trials: Sequence[Trial], scale: Scale, growth: GrowthPrior = USUAL_GROWTH
-) -> Posterior | None:
+def sample_posterior(trials: Sequence[Trial], scale: Scale, growth: GrowthPrior) -> Posterior | None:
     """Sample the posterior; None where no trial has a value. The same trials give the same samples."""
     cells, squares, dof = cells_of(trials, scale)
     if not any(own.reached for own in cells.values()):

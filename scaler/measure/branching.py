@@ -7,6 +7,7 @@ from functools import partial
 
 from scaler.batch import BatchPlan
 from scaler.fit.branching import fit_branching
+from scaler.fit.optimizer import optimizer_of
 from scaler.fit.step_time import fit_step_time, shape_of
 from scaler.launch import LaunchConfig
 from scaler.measure.evidence import Evidence, plan_task
@@ -124,7 +125,7 @@ def measure_branches(
     seeds = max(_FEWEST_SEEDS, launch.seeds)
     plans = _plans(workload.reference.global_batch, sizes, plan_for)
     cost_s = _branch_times_s(evidence, launch, plans)
-    exponents = (1.0, 0.5) if sizes.optimizer == "SGD" else (0.5, 1.0)
+    exponents = (1.0, 0.5) if optimizer_of([sizes]).is_sgd else (0.5, 1.0)
     done = 0
     for most in _GROWTHS:
         study = plans[: most.bit_length()]

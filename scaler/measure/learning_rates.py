@@ -1,9 +1,10 @@
-"""The search for the best learning rate, from the reference batch outwards, in few trials.
+"""The search for the fastest global batch and its learning rate, from the reference outwards, in few trials.
 
-Many rates get one seed and a short limit; seeds are spent where the answer is. What one batch taught is
-known at the next through the fit of all trials (`fit/rate_fit.py`).
+Every trial is the one that tells most for its examples, at the rate that all trials so far advise
+(`fit/convergence.py`); seeds are spent where the answer is.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -30,7 +31,7 @@ _UNLUCKY = 2.0  # a seed that needs so many times the predicted examples need no
 _MOST_RUNS = 11.0  # examples of the whole search, in runs at the best batch; luck may add one
 _WORTH = 0.01  # least expected share of the time to target that a trial as long as the best run is to save
 _APART = 1.4  # least factor between two rates of a batch
-_UNKNOWN = 0.5  # standard deviation of log examples at other batches than the only one known
+_USUAL_GROWTH, _UNKNOWN = 0.5, 0.5  # exponent of examples above the only batch known; deviation of their log
 _WIDTH = 3.29  # of a 90% interval, in standard deviations
 _MANY = 10**6  # seeds: the mean without its luck
 
@@ -49,9 +50,10 @@ class _Search:
         optimizer: Optimizer,
     ) -> None:
         self._evidence, self._workload, self._seeds, self._limit = evidence, workload, seeds, limit
-        self._plans, self._step_time_s, self._optimizer = plans, step_time_s, optimizer
+        self._plans, self._step_time_s, self._optimizer = plans, functools.cache(step_time_s), optimizer
         self._trials: list[ConvergenceRecord] = []
-        self._fitted: tuple[int, ConvergenceFit] | None = None
+        self._fitted: ConvergenceFit | None = None
+        self._predicted: dict[int, tuple[float, float]] = {}
         self._expected = 3 + len(plans) + 2 + seeds
 
     def run(self) -> None:
@@ -156,15 +158,14 @@ class _Search:
             if isinstance(record, ConvergenceRecord)
         ]
         self._trials += found
+        self._fitted, self._predicted = None, {}
         return 0 < len(found) == len(tasks)
 
     def _fit(self) -> ConvergenceFit:
-        """Fit the trials so far; once for each number of them."""
-        if self._fitted is None or self._fitted[0] != len(self._trials):
-            fit = fit_convergence(self._trials, self._optimizer)
-            assert fit is not None, "a trial reached the target"
-            self._fitted = len(self._trials), fit
-        return self._fitted[1]
+        """Fit the trials so far, once."""
+        self._fitted = self._fitted or fit_convergence(self._trials, self._optimizer)
+        assert self._fitted is not None, "a trial reached the target"
+        return self._fitted
 
     def _result(self, batch: int) -> BatchResult | None:
         return batch_results(self._trials).get(batch)
@@ -176,12 +177,17 @@ class _Search:
         return math.exp(self._log_examples(batch)[0])
 
     def _log_examples(self, batch: int) -> tuple[float, float]:
-        """Predict the logarithm of a batch's mean examples to target, and its standard deviation."""
-        fit = self._fit()
+        """Predict the logarithm of a batch's mean examples to target, and its standard deviation; once."""
+        if batch not in self._predicted:
+            self._predicted[batch] = self._predict(self._fit(), batch)
+        return self._predicted[batch]
+
+    @staticmethod
+    def _predict(fit: ConvergenceFit, batch: int) -> tuple[float, float]:
         if fit.steps is None:
-            ((only, runs),) = fit.runs.items()
-            growth = 0.5 * max(0.0, math.log(batch / only))
-            return math.log(sum(runs.reached) / len(runs.reached)) + growth, _UNKNOWN
+            (only,) = fit.runs
+            growth = _USUAL_GROWTH * max(0.0, math.log(batch / only))
+            return math.log(fit.examples(only).value) + growth, _UNKNOWN
         found = fit.examples(batch, _MANY)
         assert found.low is not None and found.high is not None
         return math.log(found.value), math.log(found.high / found.low) / _WIDTH
@@ -203,7 +209,7 @@ class _Search:
 
     def _affords(self, batch: int) -> bool:
         """Whether a trial leaves enough for the seeds at the best batch."""
-        spent = sum(t.curve[-1].examples if t.curve else t.examples for t in self._trials)
+        spent = sum(trial.trained_examples for trial in self._trials)
         left = (_MOST_RUNS - self._seeds + 1) * self._examples(self._best()) - spent
         return self._examples(batch) <= left
 
@@ -223,11 +229,10 @@ def search_learning_rates(
 ) -> None:
     """Find the best learning rate at the global batches of `plans` that may have the least time to target.
 
-    At the batch nearest the reference rates 3 x apart are tried until the best lies within. Each neighbour
-    gets one trial at the rate that the fit of all trials gives it; a way ends where the target is not reached
-    or the time to it clearly rises. The batch with the least time then gets more rates while its best is not
-    known well, and `seeds` seeds at it; so does another that this makes the best. Without `step_time_s`
-    every step takes as long.
+    At the batch nearest the reference rates 3 x apart are tried until the best lies within. Then batches
+    tried and their neighbours get the trials that tell most of which is the fastest, each at the rate that
+    all trials advise, while that is worth their examples. The fastest gets `seeds` seeds, and so does another
+    that this makes the fastest. Without `step_time_s` every step takes as long.
     """
     known = {batch: plan for batch, plan in plans.items() if plan is not None}
     if known:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scaler.decide.config import BatchConfig
+from scaler.fit.convergence import fit_convergence
 from scaler.fit.optimizer import optimizer_of
 from scaler.records import (
     BranchRecord,
@@ -37,11 +38,11 @@ def build_figures(
     runs = [r for r in records if isinstance(r, ThroughputRecord)]
     trials = [r for r in records if isinstance(r, ConvergenceRecord) and r.kind == "convergence"]
     branches = [r for r in records if isinstance(r, BranchRecord)]
-    optimizer = optimizer_of(records)
+    fit = fit_convergence(trials, optimizer_of(records))
     no_target = "no learning rate reached the target at every seed" if trials else "no trial was run"
     found = (
-        ("Examples to target", examples_figure(trials, optimizer), no_target),
-        ("Learning rate", rates_figure(trials, optimizer), no_target),
+        ("Examples to target", examples_figure(trials, fit), no_target),
+        ("Learning rate", rates_figure(trials, fit), no_target),
         *([("Branches", branches_figure(branches, config.branching), "")] if config.branching else []),
         ("Training curves", curves_figure(trials, target), no_target),
         ("Step time", step_time_figure(runs), _NO_RUNS),

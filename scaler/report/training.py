@@ -5,9 +5,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from scaler.fit.convergence import fit_convergence
-from scaler.fit.learning_rate import BatchResult, batch_results, fit_learning_rates
-from scaler.fit.optimizer import Optimizer
+from scaler.fit.convergence import ConvergenceFit
+from scaler.fit.learning_rate import BatchResult, batch_results
 from scaler.fit.rate_fit import RateFit
 from scaler.fit.steps import StepsFit
 from scaler.records import ConvergenceRecord
@@ -57,14 +56,14 @@ def curves_figure(trials: Trials, target: tuple[float, str] | None = None) -> Fi
     )
 
 
-def examples_figure(trials: Trials, optimizer: Optimizer) -> Figure | None:
+def examples_figure(trials: Trials, fitted: ConvergenceFit | None) -> Figure | None:
     """Show examples to target against the global batch, with the fit; None where none reached the target."""
     reached = _reached(trials)
     if not reached:
         return None
     seeds = tuple(Point(r.global_batch, float(e)) for r in reached for e in r.examples)
     series = [Series("one seed at the best rate", seeds, "points", 0)]
-    fit = fitted.steps if (fitted := fit_convergence(trials, optimizer)) else None
+    fit = fitted.steps if fitted is not None else None
     if fit is not None:
         series.append(Series("fit with 90% band of one run", _fitted(fit), "curve", 1))
     missed = [r for r in batch_results(trials).values() if r.best_rate is None]
@@ -85,7 +84,7 @@ def examples_figure(trials: Trials, optimizer: Optimizer) -> Figure | None:
     )
 
 
-def rates_figure(trials: Trials, optimizer: Optimizer) -> Figure | None:
+def rates_figure(trials: Trials, fitted: ConvergenceFit | None) -> Figure | None:
     """Show the best learning rate against the global batch; None where none reached the target."""
     reached = _reached(trials)
     if not reached:
@@ -93,8 +92,8 @@ def rates_figure(trials: Trials, optimizer: Optimizer) -> Figure | None:
     results = batch_results(trials).values()
     tried = tuple(Point(r.global_batch, rate) for r in results for rate in r.rates)
     best = tuple(Point(r.global_batch, r.best_rate) for r in reached if r.best_rate is not None)
-    fit = fit_learning_rates(trials, optimizer)
-    assert fit is not None, "a trial reached the target"
+    assert fitted is not None, "a trial reached the target"
+    fit = fitted.rates
     exponent = fit.exponent()
     if exponent is not None:
         ends = ", and no more at the largest" if fit.saturates() else ""

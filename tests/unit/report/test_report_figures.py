@@ -1,6 +1,7 @@
 import pytest
 import report_study as study
 
+from scaler.fit.convergence import fit_convergence
 from scaler.fit.optimizer import Optimizer
 from scaler.records import ConvergenceRecord, MemoryRecord, ThroughputRecord
 from scaler.report.costs import memory_figure, step_time_figure, throughput_figure
@@ -14,6 +15,10 @@ def kinds(figure) -> list[str]:
 
 def only(records, kind: type) -> list:
     return [r for r in records if isinstance(r, kind) and r.kind != "confirmation"]
+
+
+def with_fit(trials):
+    return trials, fit_convergence(trials, Optimizer(""))
 
 
 def test_memory_shows_each_worker_count_the_capacity_and_what_failed(records):
@@ -83,7 +88,7 @@ def test_curves_are_one_seed_of_each_batch_at_its_best_rate(records):
 
 
 def test_examples_to_target_has_every_seed_the_fit_and_its_band(records):
-    figure = examples_figure(only(records, ConvergenceRecord), Optimizer(""))
+    figure = examples_figure(*with_fit(only(records, ConvergenceRecord)))
     seeds, fit, missed = figure.series
     assert len(seeds.points) == 12
     assert all(p.low < p.y < p.high for p in fit.points)
@@ -94,14 +99,14 @@ def test_examples_to_target_has_every_seed_the_fit_and_its_band(records):
 
 def test_one_batch_has_no_fit_and_says_so(records):
     trials = [t for t in only(records, ConvergenceRecord) if t.plan.global_batch == 32]
-    figure = examples_figure(trials, Optimizer(""))
+    figure = examples_figure(*with_fit(trials))
     assert kinds(figure) == ["points"]
     assert "not identifiable" in figure.caption
-    assert "not identifiable from 1 global batch" in rates_figure(trials, Optimizer("")).caption
+    assert "not identifiable from 1 global batch" in rates_figure(*with_fit(trials)).caption
 
 
 def test_rates_show_the_best_over_all_that_were_tried(records):
-    figure = rates_figure(only(records, ConvergenceRecord), Optimizer(""))
+    figure = rates_figure(*with_fit(only(records, ConvergenceRecord)))
     tried, best, fitted = figure.series
     assert all(p.low <= p.y <= p.high for p in fitted.points)
     assert (tried.kind, len(tried.points)) == ("pale", 19)
