@@ -25,6 +25,7 @@ class Evidence:
     ) -> None:
         self.records = run.records()
         self.checkpoint = run.checkpoint
+        self.workers = runtime.workers
         self._runtime = runtime
         self._run = run
         self._started = time.monotonic()

@@ -1,12 +1,14 @@
 """The search for the fastest global batch and its learning rate, from the reference outwards, in few trials.
 
 Every trial is the one that tells most for its examples, at the rate that all trials so far advise
-(`fit/convergence.py`); seeds are spent where the answer is.
+(`fit/convergence.py`); where ranks are free, the next best ones run beside it. Seeds are spent where the
+answer is.
 """
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from scipy.stats import norm
 
@@ -34,6 +36,7 @@ _APART = 1.4  # least factor between two rates of a batch
 _USUAL_GROWTH, _UNKNOWN = 0.5, 0.5  # exponent of examples above the only batch known; deviation of their log
 _WIDTH = 3.29  # of a 90% interval, in standard deviations
 _MANY = 10**6  # seeds: the mean without its luck
+_SIDE_BY_SIDE = 3  # most trials at once: what one tells, the others cannot heed
 
 
 class _Search:
@@ -55,6 +58,8 @@ class _Search:
         self._fitted: ConvergenceFit | None = None
         self._predicted: dict[int, tuple[float, float]] = {}
         self._expected = 3 + len(plans) + 2 + seeds
+        ranks = max(plan.workers for plan in plans.values())
+        self._at_once = max(1, min(_SIDE_BY_SIDE, evidence.workers // ranks))
 
     def run(self) -> None:
         """Bracket the best rate at the reference, find the fastest batch, then spend seeds there."""
@@ -63,13 +68,12 @@ class _Search:
         self._bracket(start, reference.learning_rate * math.sqrt(start / reference.global_batch))
         if not self._reached():
             return
-        while (batch := self._worthiest()) is not None and self._affords(batch):
-            if not (self._again(batch) if batch in self._reached() else self._look(batch)):
-                break
+        while (batches := self._affordable(self._worthiest())) and self._round(batches):
+            pass
         for _ in range(2):  # seeds may make another batch the best
             best = self._best()
             rate, limit = self._fit().learning_rate(best), _UNLUCKY * self._examples(best)
-            if not self._ask(best, [rate], limit, range(self._seeds)):
+            if not self._ask([self._request(best, rate, limit, seed) for seed in range(self._seeds)]):
                 break
 
     def _bracket(self, batch: int, rate: float) -> None:
@@ -86,30 +90,36 @@ class _Search:
                 break
             self._try(batch, [result.rates[0] / _STEP if edge < 0 else result.rates[-1] * _STEP], self._limit)
 
-    def _look(self, batch: int) -> bool:
-        """Try what the fit advises at a new batch; where that does not arrive, a tried batch's lower rate.
+    def _round(self, batches: Sequence[int]) -> bool:
+        """Try batches side by side; where a new one does not arrive, then at a tried neighbour's lower rate.
 
         Tells if all was answered.
         """
-        fit = self._fit()
-        near = min(self._reached(), key=lambda reached: abs(math.log(reached / batch)))
-        limit = _GROWTH * self._examples(near) * max(1.0, batch / near)
-        advised, beside = fit.rates.advised_rate(batch), fit.learning_rate(near)
-        answered = self._ask(batch, [advised], limit)
-        if answered and batch not in self._reached() and beside < advised / _APART:
-            answered = self._ask(batch, [beside], limit)
-        return answered
+        new = {batch: self._near(batch) for batch in batches if batch not in self._reached()}
+        limits = {batch: self._limit_of(batch) for batch in batches}
+        advised = {batch: self._fit().rates.advised_rate(batch) for batch in batches}
+        beside = {batch: self._fit().learning_rate(near) for batch, near in new.items()}
+        seeds = Counter(trial.plan.global_batch for trial in self._trials)
+        if not self._ask([self._request(b, advised[b], limits[b], seeds[b]) for b in batches]):
+            return False
+        lower = [b for b in new if b not in self._reached() and beside[b] < advised[b] / _APART]
+        return not lower or self._ask([self._request(b, beside[b], limits[b]) for b in lower])
 
-    def _again(self, batch: int) -> bool:
-        """Try another seed at what the fit advises now; tell if it was answered."""
-        seed = sum(trial.plan.global_batch == batch for trial in self._trials)
-        rate, limit = self._fit().rates.advised_rate(batch), _UNLUCKY * self._examples(batch)
-        return self._ask(batch, [rate], limit, [seed])
+    def _near(self, batch: int) -> int:
+        """Give the batch that reached the target and is nearest."""
+        return min(self._reached(), key=lambda reached: abs(math.log(reached / batch)))
 
-    def _worthiest(self) -> int | None:
-        """Choose the batch whose next trial tells most, for its examples, of which batch is the fastest.
+    def _limit_of(self, batch: int) -> float:
+        """Examples after which a trial at the advised rate need not end."""
+        if batch in self._reached():
+            return _UNLUCKY * self._examples(batch)
+        near = self._near(batch)
+        return _GROWTH * self._examples(near) * max(1.0, batch / near)
 
-        Among those tried and their neighbours. None where it does not matter any more.
+    def _worthiest(self) -> list[int]:
+        """Order batches by what their next trial tells, for its examples, of which batch is the fastest.
+
+        Of those tried and their neighbours; as many as run at once. None where it does not matter any more.
         """
         best, batches, reached = self._best(), sorted(self._plans), self._reached()
         tried = {trial.plan.global_batch for trial in self._trials}
@@ -119,38 +129,41 @@ class _Search:
         worth = {
             b: self._stake(b) * self._examples(best) / self._examples(b) for b in (reached | near) - {best}
         }
-        rival = max(worth, key=lambda batch: worth[batch], default=None)
-        if rival is None or worth[rival] < _WORTH:
-            return None
-        if rival in near:
-            return rival
-        return max((best, rival), key=lambda batch: self._time(batch)[1] / math.sqrt(self._examples(batch)))
+        found: list[int] = []
+        for rival in sorted(worth, key=lambda batch: -worth[batch]):
+            if worth[rival] < _WORTH:
+                break
+            # Of a rival that was tried, and the best, the one that is known less tells more.
+            pair = [rival] if rival in near else sorted((best, rival), key=self._doubt, reverse=True)
+            found += [batch for batch in pair if batch not in found]
+        return found[: self._at_once]
+
+    def _doubt(self, batch: int) -> float:
+        return self._time(batch)[1] / math.sqrt(self._examples(batch))
 
     def _try(self, batch: int, rates: Sequence[float], limit: float) -> None:
         """Ask for one seed of each rate, up to where it cannot win any more."""
         result = self._result(batch)
         if result is not None and result.examples:
             limit = min(limit, _HOPELESS * result.mean_examples)
-        self._ask(batch, rates, limit)
+        self._ask([self._request(batch, rate, limit) for rate in rates])
 
-    def _ask(self, batch: int, rates: Sequence[float], limit: float, seeds: Sequence[int] = (0,)) -> bool:
+    def _request(self, batch: int, rate: float, limit: float, seed: int = 0) -> ConvergenceRequest:
+        return ConvergenceRequest(
+            plan=self._plans[batch],
+            learning_rate=float(f"{rate:.4g}"),
+            warmup_examples=self._workload.reference.warmup_examples,
+            max_examples=math.ceil(min(limit, self._limit)),
+            seed=seed,
+        )
+
+    def _ask(self, requests: Iterable[ConvergenceRequest]) -> bool:
         """Ask for trials side by side that were not asked before; tell if there were any and all answered."""
         known = {(t.plan.global_batch, t.learning_rate, t.seed) for t in self._trials}
-        requests = [
-            ConvergenceRequest(
-                plan=self._plans[batch],
-                learning_rate=float(f"{rate:.4g}"),
-                warmup_examples=self._workload.reference.warmup_examples,
-                max_examples=math.ceil(min(limit, self._limit)),
-                seed=seed,
-            )
-            for rate in rates
-            for seed in seeds
-        ]
         tasks = [
             plan_task(probe_convergence, request)
             for request in requests
-            if (batch, request.learning_rate, request.seed) not in known
+            if (request.plan.global_batch, request.learning_rate, request.seed) not in known
         ]
         found = [
             record
@@ -207,11 +220,16 @@ class _Search:
         z = gap / deviation
         return float(deviation * (norm.pdf(z) - z * norm.sf(z)))
 
-    def _affords(self, batch: int) -> bool:
-        """Whether a trial leaves enough for the seeds at the best batch."""
+    def _affordable(self, batches: Iterable[int]) -> list[int]:
+        """Keep the trials that leave enough for the seeds at the best batch."""
         spent = sum(trial.trained_examples for trial in self._trials)
-        left = (_MOST_RUNS - self._seeds + 1) * self._examples(self._best()) - spent
-        return self._examples(batch) <= left
+        left, kept = (_MOST_RUNS - self._seeds + 1) * self._examples(self._best()) - spent, []
+        for batch in batches:
+            left -= self._examples(batch)
+            if left < 0:
+                break
+            kept.append(batch)
+        return kept
 
 
 def trial_limit(workload: Workload, sizes: WorkloadRecord) -> int:

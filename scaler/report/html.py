@@ -72,7 +72,7 @@ def render(config: BatchConfig, records: list[Record], target: tuple[float, str]
         rate_title=rate_words.TITLE,
         rate_sentence=rate_words.rule_sentence(config),
         rate_headers=rate_words.rule_headers(config),
-        rate_rules=rate_words.rule_lines(config, intervals=True),
+        rate_rules=rate_words.rule_lines(config),
         rate_notes=rate_words.rule_notes(config),
         branch_headers=BRANCH_HEADERS,
         branches=branch_lines(config),

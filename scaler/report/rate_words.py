@@ -20,22 +20,20 @@ def rule_headers(config: BatchConfig) -> tuple[str, ...]:
     )
 
 
-def rule_lines(config: BatchConfig, intervals: bool = False) -> list[tuple[str, ...]]:
-    """Write each rule's rate at each batch and what following it costs; * marks a rate outside the interval.
+def rule_lines(config: BatchConfig) -> list[list[tuple[str, str]]]:
+    """Write each rule's rate at each batch and what following it costs, as (value, 90% interval) cells.
 
-    With `intervals` the cost's 90% interval is in the cell.
-
-    A rule that applies nowhere has its line once, whatever rate it would start from.
+    * marks a rate outside the best rate's interval. A rule that applies nowhere has its line once, whatever
+    rate it would start from.
     """
-    lines: list[tuple[str, ...]] = []
+    lines = []
     for rule in config.findings.learning_rate_rules:
-        applied = [ruled for ruled in rule.rates if ruled.not_applicable is None]
+        applied = any(ruled.not_applicable is None for ruled in rule.rates)
         if not applied and rule.origin != "reference":
             continue
         origin = f"{rule.from_rate:.3g}, {rule.origin}" if applied else _NOT_APPLICABLE
-        lines.append(
-            (rule.rule, origin, *(_cell(ruled, intervals) if applied else "" for ruled in rule.rates))
-        )
+        cells = [_cell(ruled) if applied else ("", "") for ruled in rule.rates]
+        lines.append([(rule.rule, ""), (origin, ""), *cells])
     return lines
 
 
@@ -85,13 +83,12 @@ def _more(cost: float, batch: int) -> str:
     return f"{more} (at batch {format_count(batch)})"
 
 
-def _cell(ruled: RuledRate, intervals: bool) -> str:
-    if ruled.learning_rate is None or ruled.cost is None:
-        return _NOT_APPLICABLE
-    text = f"{ruled.learning_rate:.3g}{'' if ruled.inside else '*'} {_extra(ruled.cost.value)}"
-    if not intervals or ruled.cost.low is None or ruled.cost.high is None:
-        return text
-    return f"{text} ({_extra(ruled.cost.low)} to {_extra(ruled.cost.high)})"
+def _cell(ruled: RuledRate) -> tuple[str, str]:
+    rate, cost = ruled.learning_rate, ruled.cost
+    if rate is None or cost is None:
+        return _NOT_APPLICABLE, ""
+    bounds = "" if cost.low is None or cost.high is None else f"{_extra(cost.low)} to {_extra(cost.high)}"
+    return f"{rate:.3g}{'' if ruled.inside else '*'} {_extra(cost.value)}", bounds
 
 
 def _extra(cost: float) -> str:

@@ -144,7 +144,7 @@ def _rate_rules(config: BatchConfig) -> Table:
     for column in table.columns:
         column.overflow = "fold"
     for line in rate_words.rule_lines(config):
-        table.add_row(*map(plain, line))
+        table.add_row(*(plain(value) for value, _ in line))
     return table
 
 

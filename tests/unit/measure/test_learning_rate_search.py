@@ -22,12 +22,28 @@ def plans(*batches):
     return {batch: BatchPlan.equal(batch, 1, 1) for batch in batches}
 
 
+class Wide(Asked):
+    """Of several ranks; keeps which batches were asked together."""
+
+    def __init__(self, runtime, workers):
+        super().__init__(runtime)
+        self.workers = workers
+        self.rounds = []
+
+    def run(self, tasks):
+        asked = list(tasks)
+        self.rounds.append(
+            [task.request.plan.global_batch for task in asked if hasattr(task.request, "plan")]
+        )
+        yield from super().run(asked)
+
+
 class Search:
     """One search into a run folder; `found` has the best rate of every batch."""
 
-    def __init__(self, workload, cluster, folder, batches, seeds=1, budget_s=None, **search):
+    def __init__(self, workload, cluster, folder, batches, seeds=1, budget_s=None, workers=1, **search):
         self.run = RunFolder(folder)
-        self.runtime = Asked(LocalRuntime(cluster, workload))
+        self.runtime = Wide(LocalRuntime(cluster, workload), workers)
         evidence = Evidence(self.runtime, self.run, budget_s)
         sizes = ask_sizes(evidence)
         self.runtime.tasks.clear()
@@ -48,10 +64,10 @@ class Search:
 def search(tiny, cluster, tmp_path):
     """A function (batches, seeds, folder, **workload fields) that runs a search."""
 
-    def run(batches, seeds=1, folder="run", budget_s=None, step_time_s=lambda _: 1.0, **fields):
+    def run(batches, seeds=1, folder="run", budget_s=None, workers=1, step_time_s=lambda _: 1.0, **fields):
         (tmp_path / folder).mkdir(exist_ok=True)
-        where = tmp_path / folder
-        return Search(tiny(**fields), cluster(), where, batches, seeds, budget_s, step_time_s=step_time_s)
+        here = (tiny(**fields), cluster(), tmp_path / folder, batches)
+        return Search(*here, seeds, budget_s, workers, step_time_s=step_time_s)
 
     return run
 
@@ -142,6 +158,12 @@ def test_a_search_takes_few_examples(search):
     result = search(plans(4, 8, 16, 32), seeds=3, reference=Reference(8, 0.1))
     best = min(result.found.values(), key=lambda found: found.mean_examples / found.global_batch)
     assert sum(t.examples for t in result.trials) <= 20 * best.mean_examples
+
+
+@pytest.mark.parametrize(("workers", "least", "most"), [(1, 1, 1), (2, 2, 2), (8, 2, 3)])
+def test_batches_are_tried_side_by_side_where_ranks_are_free(search, workers, least, most):
+    result = search(plans(4, 8, 16, 32), workers=workers)
+    assert least <= max(len(set(asked)) for asked in result.runtime.rounds) <= most
 
 
 def test_without_a_reference_that_trains_no_other_batch_is_asked(search):
