@@ -228,6 +228,9 @@ def _apportion(total: int, limits: list[int], weights: Sequence[float]) -> list[
 
     What does not fit goes to the others; remainders to the first that are cut most.
     """
+    if len({*limits}) == 1 == len({*weights}):
+        least, more = divmod(total, len(limits))
+        return [least + 1] * more + [least] * (len(limits) - more)
     entries = [0] * len(limits)
     open_ranks = list(range(len(limits)))
     left = total

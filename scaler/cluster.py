@@ -95,6 +95,14 @@ class Cluster(Strict):
     """Device memory that CUDA takes before the first tensor. Default: an estimate by compute capability."""
     communicator_bytes: Annotated[ByteSize | None, Field(alias="communicator")] = None
     """Device memory of one NCCL group. Default: an estimate."""
+    device_flops_per_s: Annotated[PositiveFloat | None, Field(alias="flops")] = None
+    """Dense floating-point operations per second of one device, in the precision that is trained in."""
+    device_bandwidth_bytes: Annotated[Memory | None, Field(alias="memory_bandwidth")] = None
+    """Of one device's memory, per second."""
+    link_bandwidth_bytes: Annotated[Memory | None, Field(alias="link_bandwidth")] = None
+    """Of one device's or node's link to other nodes, per second."""
+    local_bandwidth_bytes: Annotated[Memory | None, Field(alias="local_bandwidth")] = None
+    """Of one device's link to others of its node, per second."""
     expandable_segments: bool = False
     """The allocator option of that name (PYTORCH_CUDA_ALLOC_CONF), in predictions and on the workers."""
     emulate: Emulation | None = None
@@ -126,6 +134,18 @@ class Cluster(Strict):
     def worker_counts(self) -> range:
         """Every worker count to answer for, smallest first."""
         return range(self.min_workers, self.max_workers + 1)
+
+    @property
+    def flops_per_s(self) -> float | None:
+        """Floating-point operations per second of one device: as stated, else as equal ones are emulated."""
+        emulated = self.emulate.flops_per_s if self.emulate and not self.devices else None
+        return self.device_flops_per_s or emulated
+
+    @property
+    def link_bytes_per_s(self) -> int | None:
+        """Bandwidth of a link between nodes: as stated, else as emulated."""
+        emulated = self.emulate.bandwidth_bytes if self.emulate else None
+        return self.link_bandwidth_bytes or emulated
 
     def nodes_of(self, workers: int) -> int:
         """Count the nodes that so many workers are placed on: as few as hold them."""

@@ -4,19 +4,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ByteSize, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, PositiveInt, field_validator, model_validator
 
 from scaler.batch import BatchPlan, ZeroStage
 from scaler.cluster import Cluster
+from scaler.decide.limits import Duration, Limits
+from scaler.decide.objectives import NAMES
 from scaler.schema import Strict, parse, read_yaml
-from scaler.units import parse_seconds
 
 
 def _cluster(value: Any) -> Any:
     return Cluster.load(value) if isinstance(value, (str, Path)) else value
-
-
-Duration = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0)]
 
 
 class LaunchConfig(Strict):
@@ -38,6 +36,10 @@ class LaunchConfig(Strict):
     """DeepSpeed ZeRO stage of every plan."""
     seeds: PositiveInt = 3
     """Trials per batch and learning rate."""
+    objective: str | None = None
+    """What to choose by: time, cost, examples or throughput. Default: the least time to target."""
+    limits: Limits = Limits()
+    """What the answer may not exceed."""
     sweep: tuple[Annotated[ByteSize, Field(gt=0)], ...] = ()
     """Memories of one device to decide for too, such as [1MiB, 2MiB]. Mock devices measure each."""
     runtime: Literal["ray", "local"] = "ray"
@@ -66,6 +68,13 @@ class LaunchConfig(Strict):
         """Write the launch as YAML that `load` reads back to the same launch."""
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in NAMES:
+            raise ValueError(f"there is no objective of that name; choose one of {', '.join(NAMES)}")
+        return name
 
     @model_validator(mode="after")
     def _consistent(self) -> "LaunchConfig":

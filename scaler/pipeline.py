@@ -5,7 +5,9 @@ from pathlib import Path
 
 from scaler.cluster import Cluster
 from scaler.decide.config import BatchConfig
-from scaler.decide.decide import decide, with_confirmation
+from scaler.decide.confirm import with_confirmation
+from scaler.decide.decide import decide
+from scaler.decide.limits import Limits
 from scaler.decide.sweep import with_sweep
 from scaler.errors import BadInput, Interrupted, ScalerError
 from scaler.fit.regimes import RegimesFit, fit_regimes
@@ -103,15 +105,21 @@ def compare_regimes(
 
 
 def recommend(
-    run: str | Path, cluster: Cluster | None = None, sweep: Sequence[int] | None = None
+    run: str | Path,
+    cluster: Cluster | None = None,
+    sweep: Sequence[int] | None = None,
+    objective: str | None = None,
+    limits: Limits | None = None,
 ) -> BatchConfig:
-    """Decide again from what a run measured, for its own cluster or another of the same devices.
+    """Decide again from what a run measured, for its own cluster or another.
 
-    `sweep`: memories of one device, in bytes, to decide for as well; by default the run's.
+    Step times are scaled to other devices of the same kind by the figures in the cluster files. `sweep`:
+    memories of one device, in bytes, to decide for as well; by default the run's, as `objective` and
+    `limits`.
 
     Raises:
-        BadInput: there is no run, or the cluster's devices are of another kind.
-        NothingFeasible: no worker count of the cluster has an answer.
+        BadInput: there is no run, or the cluster's devices are of another kind or cannot be compared.
+        NothingFeasible: no worker count of the cluster has an answer, or none within the limits.
     """
     folder = RunFolder.open(run)
     launch = LaunchConfig.load(folder.launch)
@@ -122,6 +130,9 @@ def recommend(
             "devices: step times do not carry over",
             hint=f"`scaler tune {launch.workload} --cluster FILE --out OTHER` measures there",
         )
+    launch = launch.model_copy(
+        update={"objective": objective or launch.objective, "limits": limits or launch.limits}
+    )
     return _decide(folder, cluster, launch, launch.sweep if sweep is None else sweep)
 
 
@@ -170,7 +181,7 @@ def _open_run(launch: LaunchConfig, resume: bool, force: bool) -> RunFolder:
     run = RunFolder.open(launch.storage_path)
     before = LaunchConfig.load(run.launch)
     # What does not change a question may change on resuming.
-    free = {"budget_s", "address", "env", "storage_path", "runtime", "sweep"}
+    free = {"budget_s", "address", "env", "storage_path", "runtime", "sweep", "objective", "limits"}
     changed = [
         name
         for name in LaunchConfig.model_fields
@@ -187,7 +198,15 @@ def _open_run(launch: LaunchConfig, resume: bool, force: bool) -> RunFolder:
 
 def _decide(run: RunFolder, cluster: Cluster, launch: LaunchConfig, sweep: Sequence[int] = ()) -> BatchConfig:
     records = run.records()
-    config = decide(records, cluster, launch.zero_stage, launch.plan)
+    config = decide(
+        records,
+        cluster,
+        launch.zero_stage,
+        launch.plan,
+        launch.objective,
+        launch.limits,
+        measured_on=launch.cluster,
+    )
     return with_sweep(with_confirmation(config, records), records, sweep, launch.zero_stage)
 
 

@@ -1,92 +1,115 @@
-"""The answer for every worker count: the global batch with the least predicted time to target."""
+"""The plans that could be chosen, with what is predicted of them, and the answer made from the best."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
 from scaler.decide.config import Answer, Bound
 from scaler.decide.epochs import turned
 from scaler.decide.fits import Fits
+from scaler.decide.limits import Limits
+from scaler.decide.objectives import Objective
+from scaler.decide.outcomes import Outcomes
 from scaler.decide.plans import split_batch
 from scaler.decide.reasons import reasons, warmup_reason
 from scaler.errors import BadInput, NothingFeasible
 from scaler.fit.memory import memory_for
 from scaler.fit.step_time import StepTimeFit, shape_of
 from scaler.fit.warmup import fit_warmup
-from scaler.stats import Estimate, product
+from scaler.stats import Estimate, Floats, product
 from scaler.workload import Reference
-
-_MEMORY_MATTERS = 0.02  # share of time that lifting the memory limit would save, to call it the bound
 
 
 @dataclass(frozen=True)
 class Option:
     """A plan that could be chosen, with what is predicted of it."""
 
+    fits: Fits
+    """Of its ZeRO stage."""
     plan: BatchPlan
     learning_rate: float
     step_time_s: Estimate
-    mean_over_median: Estimate
     examples: Estimate | None
 
     @property
     def time_s(self) -> Estimate | None:
         """Predicted time to target."""
-        if self.examples is None:
+        if self.examples is None or self.fits.mean_over_median is None:
             return None
         steps = self.examples.scaled(1 / self.plan.global_batch)
-        mean_step_s = product(self.step_time_s, self.mean_over_median, "")
+        mean_step_s = product(self.step_time_s, self.fits.mean_over_median, "")
         return product(steps, mean_step_s, "steps x mean step, log half-widths added in squares")
 
 
 def options(
-    fits: Fits, cluster: Cluster, workers: int, zero_stage: int, pinned: BatchPlan | None = None
+    fits: Fits, cluster: Cluster, workers: int, pinned: BatchPlan | None = None
 ) -> tuple[list[Option], str]:
-    """List the feasible options of a worker count, fastest first, and why there are no others."""
-    found, why = [], ""
+    """List the feasible options of a worker count, and why there are no others."""
+    plans, why = [], ""
     if (why_not := _untimed(fits.step_time, workers)) is not None:
         return [], why_not
-    for batch in fits.tried:
+    for batch in sorted({*fits.tried, *fits.examples}):
         if pinned is not None and batch != pinned.global_batch:
             continue
-        if batch not in fits.reached:
+        if batch not in fits.examples:
             why = why or f"no learning rate tried at a global batch of {batch} reached the target"
             continue
         try:
-            plan = pinned or split_batch(batch, workers, fits.memory, cluster, zero_stage)
+            plans.append(pinned or split_batch(batch, workers, fits.memory, cluster, fits.zero_stage))
         except (BadInput, NothingFeasible) as error:
             why = error.message
-            continue
-        found.append(_converging(fits, cluster, plan))
-    return sorted(found, key=lambda option: option.time_s.value if option.time_s else 0.0), why
+    return _predicted(fits, cluster, plans), why
 
 
-def untried_option(fits: Fits, cluster: Cluster, batch: int, workers: int, zero_stage: int) -> Option | None:
+def untried_option(fits: Fits, cluster: Cluster, batch: int, workers: int) -> Option | None:
     """Predict a batch that the search left out; None if it was tried, does not fit or nothing is fitted."""
     if len(fits.reached) < 2 or batch in fits.tried:
         return None
     try:
-        plan = split_batch(batch, workers, fits.memory, cluster, zero_stage)
+        plan = split_batch(batch, workers, fits.memory, cluster, fits.zero_stage)
     except (BadInput, NothingFeasible):
         return None
-    return _converging(fits, cluster, plan)
+    return _predicted(fits, cluster, [plan])[0]
 
 
-def answer(
-    fits: Fits,
-    cluster: Cluster,
-    ranked: list[Option],
-    reference: Reference,
-    pinned: BatchPlan | None = None,
-) -> Answer:
-    """Make the answer from the fastest of the ranked options."""
-    best = ranked[0]
-    plan = best.plan
+def outcomes_of(found: Sequence[Option], cluster: Cluster) -> Outcomes:
+    """Gather what is predicted of options: [options]."""
+
+    def values(numbers: Iterable[float]) -> Floats:
+        return np.array(list(numbers), dtype=float)
+
+    stretches = [o.fits.mean_over_median.value if o.fits.mean_over_median else 1.0 for o in found]
+    return Outcomes(
+        workers=values(o.plan.workers for o in found),
+        global_batch=values(o.plan.global_batch for o in found),
+        step_time_s=values(o.step_time_s.value for o in found),
+        examples=values(o.examples.value if o.examples else np.nan for o in found),
+        mean_over_median=values(stretches),
+        price_per_device_hour=cluster.price_per_device_hour,
+        least_examples=np.array(found[0].fits.least_examples if found else np.nan),
+    )
+
+
+def ranked(
+    found: Sequence[Option], cluster: Cluster, objective: Objective, limits: Limits
+) -> tuple[list[Option], Floats]:
+    """Order the options that keep the limits, best first, and give their scores."""
+    if not found:
+        return [], np.zeros(0)
+    outcomes = outcomes_of(found, cluster)
+    scores = np.where(limits.keeps(outcomes), objective.score(outcomes), np.inf)
+    order = [int(i) for i in np.argsort(scores, kind="stable") if np.isfinite(scores[i])]
+    return [found[i] for i in order], scores[order]
+
+
+def answer(best: Option, cluster: Cluster, bound: Bound, reference: Reference, why: dict[str, str]) -> Answer:
+    """Make the answer from an option; `why` are reasons beside the usual ones."""
+    plan, fits, time_s = best.plan, best.fits, best.time_s
     memory = memory_for(fits.memory, plan.workers, plan.zero_stage)
-    time_s = best.time_s
     price = cluster.price_per_device_hour
-    bound = _bound(fits, cluster, ranked, pinned)
     warmup = fit_warmup(fits.trials, plan.global_batch, best.learning_rate, reference.warmup_examples)
     warmup_examples = warmup.chosen_examples if warmup is not None else reference.warmup_examples
     return Answer(
@@ -103,19 +126,15 @@ def answer(
         peak_memory_bytes=memory.peak_bytes(plan.micro_batch, plan.accumulation) if memory else None,
         bound_by=bound,
         reasons={
-            **reasons(plan, bound, ranked_times(ranked), fits, cluster, reference),
+            **reasons(plan, bound, fits, cluster, reference),
             "warmup": warmup_reason(warmup),
+            **why,
         },
     )
 
 
 def reference_answer(
-    fits: Fits,
-    cluster: Cluster,
-    workers: int,
-    zero_stage: int,
-    reference: Reference,
-    pinned: BatchPlan | None = None,
+    fits: Fits, cluster: Cluster, workers: int, reference: Reference, pinned: BatchPlan | None = None
 ) -> tuple[Answer | None, str]:
     """Fall back to the reference batch and rate where no trial reached the target: no time to target then.
 
@@ -124,31 +143,27 @@ def reference_answer(
     if (why_not := _untimed(fits.step_time, workers)) is not None:
         return None, why_not
     try:
-        plan = pinned or split_batch(reference.global_batch, workers, fits.memory, cluster, zero_stage)
+        plan = pinned or split_batch(reference.global_batch, workers, fits.memory, cluster, fits.zero_stage)
     except (BadInput, NothingFeasible) as error:
         return None, error.message
-    option = _option(fits, cluster, plan, reference.learning_rate, None)
-    return answer(fits, cluster, [option], reference), ""
-
-
-def ranked_times(ranked: Iterable[Option]) -> list[tuple[int, float]]:
-    """Give (global batch, predicted time to target in s) of the options that have one, in order."""
-    return [(o.plan.global_batch, o.time_s.value) for o in ranked if o.time_s is not None]
-
-
-def _option(
-    fits: Fits, cluster: Cluster, plan: BatchPlan, learning_rate: float, examples: Estimate | None
-) -> Option:
-    assert fits.step_time is not None and fits.mean_over_median is not None
+    assert fits.step_time is not None
     step_time_s = fits.step_time.predict(shape_of(plan, cluster.nodes_of(plan.workers)))
-    return Option(plan, learning_rate, step_time_s, fits.mean_over_median, examples)
+    option = Option(fits, plan, reference.learning_rate, step_time_s, None)
+    return answer(option, cluster, "pinned plan" if pinned else "no evidence", reference, {}), ""
 
 
-def _converging(fits: Fits, cluster: Cluster, plan: BatchPlan) -> Option:
-    """Predict a plan at the learning rate that the trials advise."""
-    assert fits.convergence is not None
-    rate = fits.convergence.learning_rate(plan.global_batch)
-    return _option(fits, cluster, plan, rate, fits.convergence.examples(plan.global_batch))
+def _predicted(fits: Fits, cluster: Cluster, plans: Sequence[BatchPlan]) -> list[Option]:
+    """Predict plans at the learning rates that the trials advise."""
+    if not plans:
+        return []
+    assert fits.step_time is not None and fits.convergence is not None
+    step_times = fits.step_time.predict_all([shape_of(p, cluster.nodes_of(p.workers)) for p in plans])
+    found = []
+    for plan, step_time_s in zip(plans, step_times, strict=True):
+        batch = plan.global_batch
+        examples = fits.examples[batch] if batch in fits.examples else fits.convergence.examples(batch)
+        found.append(Option(fits, plan, fits.convergence.learning_rate(batch), step_time_s, examples))
+    return found
 
 
 def _untimed(step_time: StepTimeFit | None, workers: int) -> str | None:
@@ -158,29 +173,3 @@ def _untimed(step_time: StepTimeFit | None, workers: int) -> str | None:
     if workers > 1 and step_time.largest_workers == 1:
         return "no step time was measured on more than one worker"
     return None
-
-
-def _bound(fits: Fits, cluster: Cluster, ranked: list[Option], pinned: BatchPlan | None) -> Bound:
-    """Name the limit that, if lifted, would give a faster answer."""
-    best = ranked[0]
-    if pinned is not None:
-        return "pinned plan"
-    if best.time_s is None:
-        return "no evidence"
-    workers, zero_stage = best.plan.workers, best.plan.zero_stage
-    unlimited = [
-        _converging(fits, cluster, _at_once(batch, workers, zero_stage))
-        for batch in fits.reached
-        if batch >= workers
-    ]
-    if best.time_s.value > (1 + _MEMORY_MATTERS) * min(o.time_s.value for o in unlimited if o.time_s):
-        return "memory"
-    if best.plan.global_batch == fits.train_examples:
-        return "dataset size"
-    largest = max(o.plan.global_batch for o in ranked)
-    return "critical batch" if best.plan.global_batch < largest else "largest batch measured"
-
-
-def _at_once(global_batch: int, workers: int, zero_stage: int) -> BatchPlan:
-    """Spread a global batch as if memory had no limit: one pass."""
-    return BatchPlan.split(global_batch, workers, global_batch, zero_stage)

@@ -14,7 +14,16 @@ from scaler.schema import Strict
 from scaler.stats import Estimate
 
 Bound = Literal[
-    "memory", "dataset size", "critical batch", "largest batch measured", "pinned plan", "no evidence"
+    "memory",
+    "dataset size",
+    "largest batch measured",
+    "critical batch",
+    "communication",
+    "step overhead",
+    "worker count",
+    "computation",
+    "pinned plan",
+    "no evidence",
 ]
 
 
@@ -36,9 +45,78 @@ class Answer(Strict):
     cost_to_target: float | None = None
     """In the currency of the cluster's price."""
     peak_memory_bytes: Estimate | None = None
+    out_of_memory: float | None = None
+    """Probability that the plan needs more than the device has."""
     bound_by: Bound
     reasons: dict[str, str]
     """Why each number is what it is."""
+
+
+class Rival(Strict):
+    """The plan that would be chosen next, on any worker count."""
+
+    plan: BatchPlan
+    learning_rate: float
+    ratio: float
+    """Of what is to be least, over the answer's."""
+    chance: float
+    """Probability that it is better than the answer."""
+
+
+class Choice(Strict):
+    """By what the answer was chosen, out of what, and what that risks."""
+
+    objective: str
+    limits: dict[str, float] = Field(default_factory=dict)
+    feasible_plans: int
+    """(workers, global batch, micro-batch, accumulation, ZeRO stage) that fit and were compared."""
+    regret: float | None = None
+    """Expected share by which the answer is worse than the truly best plan: what is not known costs this."""
+    kept: float | None = None
+    """Probability that the answer keeps all limits; absent where nothing predicted is limited."""
+    rival: Rival | None = None
+
+
+class Change(Strict):
+    """What the answer would be if one limit were lifted."""
+
+    limit: Bound
+    change: str
+    ratio: float
+    """Of what is to be least, over today's answer's."""
+    workers: int
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    zero_stage: int = 0
+    is_other: bool
+    """Whether that is another plan than today's."""
+
+
+class ParetoPoint(Strict):
+    """A plan that no other beats in time, cost and examples at once."""
+
+    workers: int
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    zero_stage: int = 0
+    time_to_target_s: float
+    cost_to_target: float
+    """In device-hours where the cluster has no price."""
+    examples_to_target: float
+
+
+class KeptBatch(Strict):
+    """A worker count with the chosen global batch kept exactly: rate, warm-up and steps stay as they are."""
+
+    workers: int
+    plan: BatchPlan | None = None
+    step_time_s: Estimate | None = None
+    time_to_target_s: Estimate | None = None
+    time_ratio: float | None = None
+    """Time over that of the worker count's own answer, which changes the batch and its rate."""
+    infeasible: str | None = None
 
 
 class Findings(Strict):
@@ -130,10 +208,18 @@ class BatchConfig(Strict):
     workload: str
     cluster: Cluster
     chosen_workers: int
-    """Worker count of the answer with the least time to target."""
+    """Worker count of the answer to use."""
+    choice: Choice
     answers: tuple[Answer, ...]
+    """Of every worker count; where there are very many, of some and the one to use."""
     infeasible: dict[int, str] = Field(default_factory=dict)
     """Worker counts without an answer, and why."""
+    kept_batch: tuple[KeptBatch, ...] = ()
+    """Of every worker count with an answer, where there is more than one."""
+    changes: tuple[Change, ...] = ()
+    """What would change the answer, largest saving first."""
+    pareto: tuple[ParetoPoint, ...] = ()
+    """Fastest first."""
     findings: Findings
     epochs: tuple[EpochCost, ...] = ()
     """At every global batch tried, on the chosen worker count; empty where one micro-batch was timed."""

@@ -1,10 +1,33 @@
 """Predicted beside observed, once the chosen configuration was trained."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from scaler.decide.config import Answer, Comparison, Confirmation
-from scaler.records import ConfirmationRecord, MemoryRecord, ThroughputRecord
+from scaler.decide.config import Answer, BatchConfig, Comparison, Confirmation
+from scaler.records import ConfirmationRecord, MemoryRecord, Record, ThroughputRecord
 from scaler.stats import Estimate, settled_from
+
+
+def with_confirmation(config: BatchConfig, records: Sequence[Record]) -> BatchConfig:
+    """Add predicted against observed, where the chosen configuration was trained."""
+    chosen = config.chosen
+    confirmations = [
+        r
+        for r in records
+        if isinstance(r, ConfirmationRecord)
+        and (r.plan, r.learning_rate) == (chosen.plan, chosen.learning_rate)
+    ]
+    peaks = [r for r in records if isinstance(r, MemoryRecord) and r.held_out and r.plan == chosen.plan]
+    runs = [r for r in records if isinstance(r, ThroughputRecord) and r.held_out and r.plan == chosen.plan]
+    peak = peaks[-1] if peaks else None
+    if confirmations:
+        confirmation = compare(chosen, confirmations[-1], peak)
+    elif runs:
+        confirmation = compare_launch(chosen, runs[-1], peak)
+    else:
+        return config
+    return config.model_copy(update={"confirmation": confirmation, "records": len(records)})
 
 
 def compare(answer: Answer, record: ConfirmationRecord, memory: MemoryRecord | None) -> Confirmation:

@@ -1,200 +1,304 @@
 """From records to a BatchConfig."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from scaler.batch import SMALL_DATASET_EXAMPLES, BatchPlan
 from scaler.cluster import Cluster
-from scaler.decide.choose import Option, answer, options, reference_answer, untried_option
-from scaler.decide.config import Answer, BatchConfig, Findings, RuleOfThumb
-from scaler.decide.confirm import compare, compare_launch
-from scaler.decide.epochs import epoch_costs
-from scaler.decide.fits import Fits, fit_all, workload_record
-from scaler.decide.long_runs import branched_answer, branching_notes
-from scaler.decide.rules import rules_of_thumb
-from scaler.decide.spread import with_spread
-from scaler.errors import NothingFeasible
-from scaler.fit.noise import NoiseFit, fit_noise
-from scaler.fit.optimizer import optimizer_of
-from scaler.fit.powers import fit_powers
-from scaler.fit.rate_fit import RateFit
-from scaler.fit.rate_rules import RateRule, rate_rules
-from scaler.fit.speeds import with_measured_speeds
-from scaler.records import (
-    ConfirmationRecord,
-    MemoryRecord,
-    NoiseRecord,
-    PowersRecord,
-    PredictionRecord,
-    Record,
-    ThroughputRecord,
-    WorkloadRecord,
+from scaler.decide.choose import (
+    Option,
+    answer,
+    options,
+    ranked,
+    reference_answer,
+    untried_option,
 )
-from scaler.stats import Estimate
+from scaler.decide.config import Answer, BatchConfig, Change, Choice, Findings, Rival, RuleOfThumb
+from scaler.decide.elastic import kept_batches
+from scaler.decide.epochs import epoch_costs
+from scaler.decide.findings import findings
+from scaler.decide.fits import Fits, fit_all, workload_record
+from scaler.decide.lifts import Lift, bound_of, lifted
+from scaler.decide.limits import Limits, conflict
+from scaler.decide.long_runs import branched_answer
+from scaler.decide.objectives import Objective, load_objective
+from scaler.decide.pareto import pareto_front
+from scaler.decide.reasons import batch_reason
+from scaler.decide.risk import drawn_outcomes, out_of_memory, regret
+from scaler.decide.rules import rules_of_thumb
+from scaler.decide.space import Space
+from scaler.decide.spread import with_spread
+from scaler.errors import BadInput, NothingFeasible
+from scaler.fit.speeds import with_measured_speeds
+from scaler.records import Record, ThroughputRecord
+from scaler.stats import Floats
 from scaler.workload import Reference
+
+DEFAULT_OBJECTIVE = "time"
+_EVERY = 64  # worker counts up to which each has an answer
+_FINALISTS = 48  # best plans that are drawn together, to see what the choice risks
+_SAVES = 0.005  # least share that a change must save to be told
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """The plans of one worker count that keep the limits, best first, with their scores."""
+
+    found: list[Option]
+    scores: Floats
 
 
 def decide(
     records: Sequence[Record],
     cluster: Cluster,
-    zero_stage: int = 0,
+    zero_stage: int | None = 0,
     pinned: BatchPlan | None = None,
+    objective: str | None = None,
+    limits: Limits | None = None,
+    measured_on: Cluster | None = None,
 ) -> BatchConfig:
-    """Choose the batch configuration for every worker count of the cluster.
+    """Choose the batch configuration for every worker count of the cluster, and the one to use.
+
+    `zero_stage` None compares the plans of every stage that was measured. By default the objective is the
+    least time to target, or where that is not known the most samples/s. Where the records are of another
+    cluster, `measured_on`, step times are scaled to these devices.
 
     Raises:
-        BadInput: the records do not even hold the sizes of the workload.
-        NothingFeasible: no worker count has an answer; says why for each.
+        BadInput: the records do not even hold the sizes of the workload, or what the objective needs; or
+            the cluster files do not say how the devices compare.
+        NothingFeasible: no worker count has an answer, says why for each; or none within the limits.
     """
     sizes = workload_record(records)
+    limits = limits or Limits()
     reference = Reference(
         sizes.reference_global_batch, sizes.reference_learning_rate, sizes.reference_warmup_examples
     )
     runs = [r for r in records if isinstance(r, ThroughputRecord) and not r.held_out]
-    cluster = with_measured_speeds(cluster, runs)
-    fits = fit_all(records, cluster, zero_stage)
+    cluster = with_measured_speeds(limits.applied(cluster), runs)
+    timed = {run.plan.zero_stage for run in runs} or {0}
+    stages = [
+        fit_all(records, cluster, stage, measured_on)
+        for stage in (sorted(timed) if zero_stage is None else [zero_stage])
+    ]
+    goal = _goal(objective, limits, stages[0])
+    if limits.efficiency_loss is None and stages[0].reached:
+        limits = limits.model_copy(update={"efficiency_loss": goal.EFFICIENCY_LOSS})
+    counts: Sequence[int] = [pinned.workers] if pinned else cluster.worker_counts
+    spaces = (
+        []
+        if pinned
+        else [Space.of(fits, cluster, counts, fits.examples) for fits in stages if fits.step_time is not None]
+    )
+    counts = _reported(counts, spaces, goal, limits)
+    lifts = [] if pinned else [lift for f in stages for lift in lifted(f, cluster, counts, goal, limits)]
     answers: list[Answer] = []
     infeasible: dict[int, str] = {}
-    ranked: dict[int, list[Option]] = {}
-    for workers in [pinned.workers] if pinned else cluster.worker_counts:
-        ranked[workers], why = options(fits, cluster, workers, zero_stage, pinned)
-        if ranked[workers]:
-            answers.append(answer(fits, cluster, ranked[workers], reference, pinned))
-            continue
-        if fits.branching is not None and pinned is None:
-            kept, why_not = branched_answer(fits, fits.branching, cluster, workers, zero_stage, reference)
+    rankings: dict[int, _Ranking] = {}
+    for workers in counts:
+        found, why = _options(stages, cluster, workers, pinned)
+        ranking = _Ranking(*ranked(found, cluster, goal, limits))
+        if ranking.found:
+            rankings[workers] = ranking
+            answers.append(_answer(ranking, cluster, goal, lifts, reference, pinned))
+        elif found:
+            infeasible[workers] = "no plan keeps the limits"
+        elif limits.on_outcomes:
+            infeasible[workers] = why or "no trial reached the target"
         else:
-            kept, why_not = reference_answer(fits, cluster, workers, zero_stage, reference, pinned)
-        if kept is not None:
-            answers.append(kept)
-        else:
-            infeasible[workers] = why or why_not
+            kept, why_not = _without_target(stages[0], cluster, workers, reference, pinned)
+            if kept is not None:
+                answers.append(kept)
+            else:
+                infeasible[workers] = why or why_not
     if not answers:
-        faults = [f"  - {workers} workers: {why}" for workers, why in infeasible.items()]
-        raise NothingFeasible(
-            "\n".join([f"no batch configuration for {cluster.name}:", *faults]),
-            hint="a longer --budget measures more; more device memory or another ZeRO stage fits more",
-        )
+        raise _nothing(cluster, infeasible, spaces, limits)
     answers = [with_spread(found, records, sizes) for found in answers]
-    best = min(answers, key=_speed)
+    best = min(answers, key=lambda a: _rank(a, rankings))
+    own = rankings.get(best.plan.workers)
+    told = findings(records, stages[0], sizes)
     return BatchConfig(
         workload=sizes.name,
         cluster=cluster,
         chosen_workers=best.plan.workers,
+        choice=_choice(own, list(rankings.values()), cluster, goal, limits, spaces),
         answers=tuple(answers),
         infeasible=infeasible,
-        findings=_findings(records, fits, sizes),
-        epochs=epoch_costs(fits, cluster, best.plan),
-        rules_of_thumb=_rules_of_thumb(fits, cluster, ranked[best.plan.workers]) if not pinned else (),
-        branching=fits.branching if best.time_to_target_s is None else None,
+        kept_batch=kept_batches(own.found[0], cluster, answers) if own is not None and not pinned else (),
+        changes=_changes(own, lifts) if own is not None else (),
+        pareto=pareto_front(spaces, limits),
+        findings=told,
+        epochs=epoch_costs(_fits_of(stages, best.plan), cluster, best.plan),
+        rules_of_thumb=_rules_of_thumb(own, cluster, told) if own is not None and not pinned else (),
+        branching=stages[0].branching if best.time_to_target_s is None else None,
         records=len(records),
         versions=records[-1].environment.versions,
     )
 
 
-def with_confirmation(config: BatchConfig, records: Sequence[Record]) -> BatchConfig:
-    """Add predicted against observed, where the chosen configuration was trained."""
-    chosen = config.chosen
-    confirmations = [
-        r
-        for r in records
-        if isinstance(r, ConfirmationRecord)
-        and (r.plan, r.learning_rate) == (chosen.plan, chosen.learning_rate)
-    ]
-    peaks = [r for r in records if isinstance(r, MemoryRecord) and r.held_out and r.plan == chosen.plan]
-    runs = [r for r in records if isinstance(r, ThroughputRecord) and r.held_out and r.plan == chosen.plan]
-    peak = peaks[-1] if peaks else None
-    if confirmations:
-        confirmation = compare(chosen, confirmations[-1], peak)
-    elif runs:
-        confirmation = compare_launch(chosen, runs[-1], peak)
-    else:
-        return config
-    return config.model_copy(update={"confirmation": confirmation, "records": len(records)})
-
-
-def _speed(found: Answer) -> float:
-    """Order answers by time to target, or by throughput where none has one."""
-    time_s = found.time_to_target_s
-    return time_s.value if time_s is not None else 1e12 / found.samples_per_s.value
-
-
-def _rules_of_thumb(fits: Fits, cluster: Cluster, ranked: list[Option]) -> tuple[RuleOfThumb, ...]:
-    """Hold the rules against the ranked options; of small data against the full batch, tried or not."""
-    if not ranked:
-        return ()
-    plan, full = ranked[0].plan, fits.train_examples
-    small = full <= SMALL_DATASET_EXAMPLES
-    untried = untried_option(fits, cluster, full, plan.workers, plan.zero_stage) if small else None
-    return rules_of_thumb(ranked, full, untried)
-
-
-def _rate_rules(fits: Fits, sizes: WorkloadRecord, noise: Estimate | None) -> tuple[RateRule, ...]:
-    """Hold the rules against the measurement, where more than one batch reached the target."""
-    if fits.convergence is None or len(fits.reached) < 2:
-        return ()
-    reference = (sizes.reference_global_batch, sizes.reference_learning_rate)
-    clear = noise.value if noise is not None and noise.is_identified else None
-    optimizer = optimizer_of([sizes])
-    return rate_rules(fits.convergence.rates, fits.reached, reference, optimizer, clear)
-
-
-def _noise_notes(noise: NoiseFit) -> list[str]:
-    """Say which noise scales are not known, and why."""
-    if noise.steps + noise.left_out_steps == 0:
-        return ["gradient noise scale: not measured"]
-    hidden = [name for name, scale in noise.groups.items() if scale is None]
-    notes = [f"gradient noise scale of {name}: not identifiable" for name in hidden]
-    if noise.scale is None:
-        notes = [f"gradient noise scale: not identifiable from {noise.steps} steps, |G|^2 may be 0"]
-    if noise.left_out_steps:
-        notes.append(
-            f"gradient noise: {noise.left_out_steps} steps left out, their gradients were not finite"
+def _goal(objective: str | None, limits: Limits, fits: Fits) -> Objective:
+    """Find the objective, and hold it against what was measured."""
+    goal = load_objective(objective or DEFAULT_OBJECTIVE)
+    wanted = []
+    if objective is not None and goal.NEEDS_TARGET:
+        wanted.append(f"--objective {objective}")
+    if limits.on_outcomes:
+        wanted.append("a limit on time, cost or efficiency")
+    if wanted and not fits.reached:
+        raise BadInput(
+            f"{' and '.join(wanted)} needs the examples to target, and no trial reached it",
+            hint="`scaler tune ... --resume` with a longer --budget trains to the target; "
+            "--objective throughput does without",
         )
-    return notes
+    return goal
 
 
-def _unknown_growth(rates: RateFit | None) -> str:
-    return "; ".join(rates.unidentified()) if rates else "no trial reached the target"
+def _reported(
+    counts: Sequence[int], spaces: Sequence[Space], goal: Objective, limits: Limits
+) -> Sequence[int]:
+    """Choose the worker counts that get an answer: all, or of very many the powers of two and the best."""
+    if len(counts) <= _EVERY:
+        return counts
+    kept = {counts[0], counts[-1], *(2**k for k in range(32) if counts[0] <= 2**k <= counts[-1])}
+    for space in spaces:
+        outcomes = space.outcomes()
+        scores = np.where(limits.keeps(outcomes), goal.score(outcomes), np.inf)
+        if len(space) and np.isfinite(scores).any():
+            kept.add(int(space.workers[int(np.nanargmin(scores))]))
+    return sorted(kept)
 
 
-def _findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> Findings:
-    noise = fit_noise(r for r in records if isinstance(r, NoiseRecord))
-    rates = fits.convergence.rates if fits.convergence else None
-    steps = fits.convergence.steps if fits.convergence else None
-    exponent = rates.exponent() if rates else None
-    critical = steps.critical_batch() if steps else None
-    if fits.branching is not None and critical is None:
-        critical = fits.branching.critical_batch
-    predictions = [r.prediction for r in records if isinstance(r, PredictionRecord)]
-    notes = [
-        f"memory {'is uncertain' if prediction.curves else 'could not be predicted, only measured'}: {note}"
-        for prediction in predictions
-        for note in prediction.notes
-    ]
-    notes += _noise_notes(noise)
-    if fits.branching is not None:
-        notes += branching_notes(fits.branching)
-    elif critical is None:
-        notes.append("critical batch: not identifiable, examples to target have not bent over these batches")
-    if exponent is None:
-        notes.append(f"learning-rate exponent: {_unknown_growth(rates)}")
-    notes += [
-        f"global batch {batch}: no learning rate tried reached the target"
-        for batch in fits.tried
-        if batch not in fits.reached
-    ]
-    return Findings(
-        train_examples=sizes.train_examples,
-        parameters=sizes.parameters,
-        noise_scale=noise.scale,
-        noise_scale_groups={name: scale for name, scale in noise.groups.items() if scale is not None},
-        noise_scale_preconditioned=noise.preconditioned,
-        critical_batch=critical,
-        learning_rate_exponent=exponent,
-        learning_rate_saturates=rates.saturates() if rates else None,
-        learning_rate_rules=_rate_rules(fits, sizes, noise.scale),
-        step_overhead_s=fits.step_time.overhead_s if fits.step_time else None,
-        seconds_per_example=fits.step_time.per_example_s if fits.step_time else None,
-        powers_of_two=fit_powers(r for r in records if isinstance(r, PowersRecord)),
-        notes=tuple(notes),
+def _options(
+    stages: Sequence[Fits], cluster: Cluster, workers: int, pinned: BatchPlan | None
+) -> tuple[list[Option], str]:
+    """List the options of every ZeRO stage on a worker count, and why there are no others."""
+    found, why = [], ""
+    for fits in stages:
+        own, why_not = options(fits, cluster, workers, pinned)
+        found += own
+        why = why or why_not
+    return found, why
+
+
+def _answer(
+    ranking: _Ranking,
+    cluster: Cluster,
+    goal: Objective,
+    lifts: Sequence[Lift],
+    reference: Reference,
+    pinned: BatchPlan | None,
+) -> Answer:
+    """Make a worker count's answer from its best plan."""
+    best, score = ranking.found[0], float(ranking.scores[0])
+    if pinned is not None:
+        return answer(best, cluster, "pinned plan", reference, {})
+    batches = [option.plan.global_batch for option in ranking.found]
+    why = {"global_batch": batch_reason(goal.TITLE, batches, ranking.scores.tolist())}
+    found = answer(best, cluster, bound_of(lifts, score, best.plan.workers), reference, why)
+    risk = out_of_memory(best.fits.memory, best.plan, cluster)
+    return found.model_copy(update={"out_of_memory": risk})
+
+
+def _without_target(
+    fits: Fits, cluster: Cluster, workers: int, reference: Reference, pinned: BatchPlan | None
+) -> tuple[Answer | None, str]:
+    """Answer where no time to target is known: by branching, else the reference."""
+    if fits.branching is not None and pinned is None:
+        return branched_answer(fits, fits.branching, cluster, workers, reference)
+    return reference_answer(fits, cluster, workers, reference, pinned)
+
+
+def _nothing(
+    cluster: Cluster, infeasible: dict[int, str], spaces: Sequence[Space], limits: Limits
+) -> NothingFeasible:
+    """Make the error of a cluster without any answer."""
+    filled = [space for space in spaces if len(space)]
+    if limits.on_outcomes and filled:
+        space = filled[0]
+        return conflict(limits, space.outcomes(), lambda place: _words(space.entry(place)))
+    faults = [f"  - {workers} workers: {why}" for workers, why in infeasible.items()]
+    return NothingFeasible(
+        "\n".join([f"no batch configuration for {cluster.name}:", *faults]),
+        hint="a longer --budget measures more; more device memory or another ZeRO stage fits more",
     )
+
+
+def _words(entry: dict[str, int]) -> str:
+    return f"a global batch of {entry['global_batch']:,} on {entry['workers']} workers"
+
+
+def _rank(found: Answer, rankings: dict[int, _Ranking]) -> tuple[bool, float]:
+    """Order answers by the objective; those without a target come last, by throughput."""
+    own = rankings.get(found.plan.workers)
+    return own is None, float(own.scores[0]) if own is not None else -found.samples_per_s.value
+
+
+def _choice(
+    own: _Ranking | None,
+    rankings: Sequence[_Ranking],
+    cluster: Cluster,
+    goal: Objective,
+    limits: Limits,
+    spaces: Sequence[Space],
+) -> Choice:
+    """Say by what was chosen and out of what, and draw what that risks."""
+    number = sum(len(space) for space in spaces)
+    given = limits.model_dump(mode="json", exclude_none=True)
+    if own is None:
+        return Choice(objective="the most samples/s", limits=given, feasible_plans=number)
+    pairs = [pair for r in rankings for pair in zip(r.scores.tolist(), r.found, strict=True)]
+    others = sorted((pair for pair in pairs if pair[1] is not own.found[0]), key=lambda pair: pair[0])
+    finalists = [own.found[0], *(option for _, option in others[: _FINALISTS - 1])]
+    outcomes = drawn_outcomes(finalists, cluster)
+    scores = goal.score(outcomes)
+    rival = None
+    if len(finalists) > 1:
+        rival = Rival(
+            plan=finalists[1].plan,
+            learning_rate=finalists[1].learning_rate,
+            ratio=others[0][0] / float(own.scores[0]),
+            chance=float((scores[:, 1] < scores[:, 0]).mean()),
+        )
+    return Choice(
+        objective=goal.TITLE,
+        limits=given,
+        feasible_plans=max(number, len(pairs)),
+        regret=regret(scores),
+        kept=float(limits.keeps(outcomes)[:, 0].mean()) if limits.on_outcomes else None,
+        rival=rival,
+    )
+
+
+def _changes(own: _Ranking, lifts: Sequence[Lift]) -> tuple[Change, ...]:
+    """Say what the answer would be with each limit lifted, where that saves anything."""
+    plan, found = own.found[0].plan, dict[str, Change]()
+    for lift in lifts:
+        score, place = lift.best()
+        if not score < (1 - _SAVES) * float(own.scores[0]):
+            continue
+        entry = lift.space.entry(place)
+        numbers = (plan.workers, plan.global_batch, plan.micro_batch, plan.accumulation, plan.zero_stage)
+        change = Change(
+            limit=lift.limit,
+            change=lift.change,
+            ratio=score / float(own.scores[0]),
+            is_other=tuple(entry.values()) != numbers,
+            **entry,
+        )
+        if lift.limit not in found or change.ratio < found[lift.limit].ratio:
+            found[lift.limit] = change
+    return tuple(sorted(found.values(), key=lambda change: change.ratio))
+
+
+def _fits_of(stages: Sequence[Fits], plan: BatchPlan) -> Fits:
+    return next((fits for fits in stages if fits.zero_stage == plan.zero_stage), stages[0])
+
+
+def _rules_of_thumb(own: _Ranking, cluster: Cluster, told: Findings) -> tuple[RuleOfThumb, ...]:
+    """Hold the rules against the ranked options; of small data against the full batch, tried or not."""
+    best = own.found[0]
+    fits, full = best.fits, best.fits.train_examples
+    small = full <= SMALL_DATASET_EXAMPLES
+    untried = untried_option(fits, cluster, full, best.plan.workers) if small else None
+    return rules_of_thumb(own.found, told.learning_rate_rules, untried)

@@ -16,12 +16,12 @@ _METHOD = "time per example x examples for the same loss, over the reference's; 
 
 
 def branched_answer(
-    fits: Fits, branching: BranchingFit, cluster: Cluster, workers: int, zero_stage: int, reference: Reference
+    fits: Fits, branching: BranchingFit, cluster: Cluster, workers: int, reference: Reference
 ) -> tuple[Answer | None, str]:
     """Give a worker count the largest batch that does not lose, without a time to target; or say why not."""
     best = branching.best
     chosen = Reference(best.global_batch, best.learning_rate, reference.warmup_examples)
-    found, why_not = reference_answer(fits, cluster, workers, zero_stage, chosen)
+    found, why_not = reference_answer(fits, cluster, workers, chosen)
     if found is None:
         return None, why_not
     relative = _relative_time(fits, best, cluster, found, reference)

@@ -1,5 +1,6 @@
 """Why each number of an answer is what it is, in a sentence."""
 
+import math
 from collections.abc import Sequence
 
 from scaler.batch import BatchPlan
@@ -8,7 +9,7 @@ from scaler.decide.config import Bound
 from scaler.decide.fits import Fits
 from scaler.fit.learning_rate import batch_results
 from scaler.fit.memory import MemoryFit, memory_for
-from scaler.fit.step_time import StepTimeFit, shape_of
+from scaler.fit.step_time import shape_of
 from scaler.fit.warmup import WarmupFit, WarmupLength
 from scaler.units import format_bytes, format_count
 from scaler.workload import Reference
@@ -18,38 +19,35 @@ _BOUNDS: dict[Bound, str] = {
     "dataset size": "the data set: one step takes all of it",
     "critical batch": "the critical batch: beyond it a step costs more examples than it saves time",
     "largest batch measured": "the largest batch measured: larger ones may be faster still",
+    "communication": "communication: workers wait for each other's gradients",
+    "step overhead": "the fixed time of a pass, whatever its size",
+    "worker count": "the worker count: more would be faster",
+    "computation": "computation: no other limit, lifted, would save 2%",
     "pinned plan": "the pinned plan: nothing else was considered",
     "no evidence": "missing evidence: no batch that fits reached the target, so the reference batch is kept",
 }
 
 
 def reasons(
-    plan: BatchPlan,
-    bound: Bound,
-    ranked_times: Sequence[tuple[int, float]],
-    fits: Fits,
-    cluster: Cluster,
-    reference: Reference,
+    plan: BatchPlan, bound: Bound, fits: Fits, cluster: Cluster, reference: Reference
 ) -> dict[str, str]:
     """Give one sentence per number of the answer."""
     return {
-        "global_batch": _global_batch(bound, ranked_times),
+        "global_batch": _BOUNDS[bound],
         "micro_batch": _micro_batch(plan, memory_for(fits.memory, plan.workers, plan.zero_stage), cluster),
         "accumulation": _accumulation(plan),
         "zero_stage": "as asked" if plan.zero_stage else "0: nothing is sharded",
         "learning_rate": _learning_rate(plan.global_batch, fits, reference),
-        "step_time": _step_time(plan, fits.step_time, cluster),
+        "step_time": _step_time(plan, fits, cluster),
         "bound_by": _BOUNDS[bound],
     }
 
 
-def _global_batch(bound: Bound, ranked_times: Sequence[tuple[int, float]]) -> str:
-    if not ranked_times or bound == "pinned plan":
-        return _BOUNDS[bound]
-    text = f"least predicted time to target of {len(ranked_times)} global batches"
-    if len(ranked_times) > 1:
-        (_, best_s), (runner_up, second_s) = ranked_times[:2]
-        text += f"; the runner-up, {runner_up}, takes {second_s / best_s - 1:.1%} longer"
+def batch_reason(objective: str, batches: Sequence[int], scores: Sequence[float]) -> str:
+    """Say why the first of a worker count's ranked batches is taken."""
+    text = f"{objective} of {len(batches)} global batches"
+    if len(batches) > 1:
+        text += f"; the runner-up, {batches[1]}, takes {scores[1] / scores[0] - 1:.1%} more"
     return text
 
 
@@ -85,13 +83,21 @@ def _accumulation(plan: BatchPlan) -> str:
     return f"the least that divides the batch into passes that fit: {plan.arithmetic()}"
 
 
-def _step_time(plan: BatchPlan, fit: StepTimeFit | None, cluster: Cluster) -> str:
+def _step_time(plan: BatchPlan, fits: Fits, cluster: Cluster) -> str:
+    fit = fits.step_time
     if fit is None:
         return "not measured"
     text = f"fitted to {fit.runs} launches on up to {fit.largest_workers} workers"
-    if fit.is_extrapolated(shape_of(plan, cluster.nodes_of(plan.workers))):
+    shape = shape_of(plan, cluster.nodes_of(plan.workers))
+    if fit.is_extrapolated(shape):
         text += "; extrapolated beyond 4 x of what was measured"
-    return text
+    if fits.measured_step_time is None or fits.measured_step_time is fit:
+        return text
+    widths = [
+        math.log((e.high or e.value) / (e.low or e.value))
+        for e in (fits.measured_step_time.predict(shape), fit.predict(shape))
+    ]
+    return f"{text}; {fits.transfer.words}: the interval is {widths[1] / widths[0]:.1f} x as wide as there"
 
 
 def warmup_reason(fit: WarmupFit | None) -> str:

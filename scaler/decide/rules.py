@@ -1,14 +1,21 @@
-"""The rules of thumb that people follow, held against the measurement."""
+"""The rules of thumb that people follow, held against the measurement: what each would cost."""
+
+from collections.abc import Iterable, Sequence
 
 from scaler.batch import SMALL_DATASET_EXAMPLES
 from scaler.decide.choose import Option
 from scaler.decide.config import RuleOfThumb
+from scaler.fit.rate_rules import RateRule
 
 _CLOSE = 1.05  # within 5% of the best time a rule is called right
+_RATE_RULES = {
+    "linear": "grow the learning rate in proportion to the batch",
+    "square root": "grow the learning rate with the square root of the batch",
+}
 
 
 def rules_of_thumb(
-    ranked: list[Option], train_examples: int, untried: Option | None = None
+    ranked: Sequence[Option], rate_rules: Iterable[RateRule], untried: Option | None = None
 ) -> tuple[RuleOfThumb, ...]:
     """Score each rule that applies to this data set on the ranked options of one worker count.
 
@@ -17,24 +24,24 @@ def rules_of_thumb(
     timed = {o.plan.global_batch: o.time_s.value for o in ranked if o.time_s is not None}
     if not timed:
         return ()
-    left_out = untried.plan.global_batch if untried is not None else None
+    best, fits = min(timed, key=timed.__getitem__), ranked[0].fits
     if untried is not None and untried.time_s is not None:
         timed[untried.plan.global_batch] = untried.time_s.value
     rules = []
-    if train_examples <= SMALL_DATASET_EXAMPLES:
+    if fits.train_examples <= SMALL_DATASET_EXAMPLES:
         rules.append(
-            (f"up to about {SMALL_DATASET_EXAMPLES:,} examples, take the full batch", train_examples)
+            (f"up to about {SMALL_DATASET_EXAMPLES:,} examples, take the full batch", fits.train_examples)
         )
     else:
         usual = [batch for batch in (512, 256, 128, 64) if batch in timed]
         if usual:
             rules.append(("take 64 to 512, a power of two", min(usual, key=timed.__getitem__)))
     rules.append(("take the largest batch that memory and data allow", max(timed)))
-    return tuple(_score(rule, batch, timed, batch == left_out) for rule, batch in rules)
+    scored = [_score(rule, batch, best, timed, batch not in fits.tried) for rule, batch in rules]
+    return (*scored, *_rates(rate_rules, ranked[0]))
 
 
-def _score(rule: str, batch: int, timed: dict[int, float], predicted: bool) -> RuleOfThumb:
-    best = min(timed, key=timed.__getitem__)
+def _score(rule: str, batch: int, best: int, timed: dict[int, float], predicted: bool) -> RuleOfThumb:
     if batch not in timed:
         verdict = f"a global batch of {batch:,} did not reach the target or does not fit"
         return RuleOfThumb(rule=rule, global_batch=batch, agrees=False, verdict=verdict)
@@ -42,8 +49,8 @@ def _score(rule: str, batch: int, timed: dict[int, float], predicted: bool) -> R
     agrees = ratio <= _CLOSE
     if predicted:
         verdict = (
-            f"prediction {'agrees' if agrees else 'disagrees'}: {batch:,} was not tried, since the time to "
-            f"target rose before it; it would take {ratio:.2f} x the time of {best:,}"
+            f"prediction {'agrees' if agrees else 'disagrees'}: {batch:,} was not tried; it would take "
+            f"{ratio:.2f} x the time of {best:,}"
         )
     elif batch == best:
         verdict = f"measurement agrees: {batch:,} is the fastest"
@@ -52,3 +59,28 @@ def _score(rule: str, batch: int, timed: dict[int, float], predicted: bool) -> R
     else:
         verdict = f"measurement disagrees: {batch:,} takes {ratio:.2f} x the time of {best:,}"
     return RuleOfThumb(rule=rule, global_batch=batch, agrees=agrees, time_ratio=ratio, verdict=verdict)
+
+
+def _rates(rate_rules: Iterable[RateRule], best: Option) -> list[RuleOfThumb]:
+    """Score the rules that carry the reference's rate to the answer's batch, by the examples they cost."""
+    found = []
+    for rule in rate_rules:
+        if rule.origin != "reference" or rule.rule not in _RATE_RULES:
+            continue
+        for ruled in rule.rates:
+            if ruled.global_batch == best.plan.global_batch and ruled.cost and ruled.learning_rate:
+                ratio = ruled.cost.value
+                verdict = (
+                    f"from the reference's {rule.from_rate:g} to {ruled.learning_rate:.3g}, where "
+                    f"{best.learning_rate:.3g} is advised: {ratio:.2f} x the examples of the best rate"
+                )
+                found.append(
+                    RuleOfThumb(
+                        rule=_RATE_RULES[rule.rule],
+                        global_batch=ruled.global_batch,
+                        agrees=ratio <= _CLOSE,
+                        time_ratio=ratio,
+                        verdict=verdict,
+                    )
+                )
+    return found

@@ -13,7 +13,7 @@ from scaler.fit.optimizer import Optimizer
 from scaler.fit.rate_fit import RateFit
 from scaler.fit.steps import BatchRuns, StepsFit, fit_batch_runs
 from scaler.records import ConvergenceRecord
-from scaler.stats import Estimate
+from scaler.stats import Estimate, Floats
 
 _PRIORS = CurvePriors(noise=0.16, noise_dof=3.0)  # seeds of small workloads spread wider than of large ones
 _AS_GOOD = 0.05  # log cost, for each seed it has, that is not worth another rate
@@ -51,6 +51,35 @@ class ConvergenceFit:
         assert batch == global_batch, "another batch is not predicted from one"
         mean = float(np.mean(own.reached))
         return Estimate(value=mean, samples=len(own.reached), method="mean over seeds")
+
+    def examples_of(self, global_batches: Sequence[int]) -> list[Estimate]:
+        """Predict `examples` of one fresh run of each batch."""
+        if self.steps is not None:
+            return self.steps.examples_at(global_batches, [1] * len(global_batches))
+        return [self.examples(batch) for batch in global_batches]
+
+    def typical_examples(self, global_batches: Sequence[float]) -> Floats:
+        """Predict the mean examples to target of each batch; nan where one other batch only reached it."""
+        if self.steps is not None:
+            found = self.steps.examples_at(global_batches, [1] * len(global_batches))
+            return np.array([estimate.value for estimate in found])
+        return np.array(
+            [self.examples(int(b)).value if int(b) in self.runs else np.nan for b in global_batches]
+        )
+
+    def draw_examples(self, global_batches: Sequence[int], draws: int, seed: int = 0) -> Floats:
+        """Draw what the mean examples to target at `learning_rate` may truly be: [draws, batches].
+
+        At a batch that was not tried the rate may miss the best by more than at one that was. Where one
+        batch only reached the target its mean is not known to vary.
+        """
+        if self.steps is None:
+            return np.broadcast_to(self.typical_examples(global_batches), (draws, len(global_batches)))
+        found = self.steps.draw(global_batches, draws, seed)
+        for i, batch in enumerate(global_batches):
+            if batch not in self.chosen:
+                found[:, i] *= self.rates.draw_cost(batch, self.learning_rate(batch), draws, seed + i + 1)
+        return found
 
 
 def fit_convergence(records: Iterable[ConvergenceRecord], optimizer: Optimizer) -> ConvergenceFit | None:

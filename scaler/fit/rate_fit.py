@@ -51,6 +51,11 @@ class RateFit:
         excess = self._excess(global_batch, np.log([learning_rate]))[:, 0]
         return self._estimate(np.exp(np.minimum(excess, _MOST)))
 
+    def draw_cost(self, global_batch: float, learning_rate: float, draws: int, seed: int = 0) -> Floats:
+        """Draw `cost` from what the trials leave open: [draws]."""
+        excess = np.minimum(self._excess(global_batch, np.log([learning_rate]))[:, 0], _WORST)
+        return np.asarray(np.exp(np.random.default_rng(seed).choice(excess, draws)))
+
     def shifts(
         self, global_batch: float, learning_rates: Sequence[float], to_rate: float
     ) -> tuple[Floats, Floats]:

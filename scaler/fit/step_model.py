@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 KNOTS: int = 4  # of the drift, for each doubling of the micro-batch
 _LEAST = 0.05  # of a factor that the search may push below zero
-_NEVER = -1e3  # logarithm of the synchronisation of one worker
+NEVER: float = -1e3  # logarithm of the synchronisation of one worker
 
 
 @dataclass(frozen=True, order=True)
@@ -103,6 +103,28 @@ class Layout:
         return self.drifts.stop
 
 
+def pass_value(x: Floats, micro_batch: Floats, workers: Floats, drift: Floats) -> Floats:
+    """Give the logarithm of one pass's compute time, for arrays of shapes and their drifts."""
+    examples = np.exp(x[Layout.PER_EXAMPLE]) * micro_batch
+    straggle = np.maximum(1 + x[Layout.STRAGGLE] * np.log2(workers), _LEAST)
+    return np.asarray(np.log(np.exp(x[Layout.OVERHEAD]) + examples) + drift + np.log(straggle))
+
+
+def sync_value(nodes: Floats, workers: Floats, level: Floats, growth: Floats, deviation: Floats) -> Floats:
+    """Give the logarithm of the synchronisation of several workers, for arrays of shapes."""
+    shared = np.log2(np.where(nodes == 1, workers / 2, workers / nodes))
+    grown = np.log(np.maximum(1 + growth * shared, _LEAST))
+    return np.asarray(level + np.log((workers - 1) / workers) + grown + deviation)
+
+
+def step_value(x: Floats, compute: Floats, sync: Floats, accumulation: Floats) -> tuple[Floats, Floats]:
+    """Join a pass and the synchronisation, all logarithms, to the last pass with it and to the step."""
+    overlap = 1 + np.exp(x[Layout.OVERLAP])
+    last = np.logaddexp(overlap * compute, overlap * sync) / overlap
+    with np.errstate(divide="ignore"):
+        return last, np.logaddexp(np.log(accumulation - 1) + compute, last)
+
+
 class Grid:
     """Shapes as arrays, with the places of their parameters."""
 
@@ -124,7 +146,6 @@ class Grid:
         self._deviation += layout.deviations.start
         self._drift = np.array([knots[s.knot] for s in shapes], dtype=int) + layout.drifts.start
         nodes, workers = self.nodes[self._synchronised], self.workers[self._synchronised]
-        self._log_moved = np.log((workers - 1) / workers)
         self._shared = np.log2(np.where(nodes == 1, workers / 2, workers / nodes))
 
     def log_compute(self, x: Floats) -> tuple[Floats, Floats]:
@@ -132,24 +153,26 @@ class Grid:
         overhead, examples = np.exp(x[Layout.OVERHEAD]), np.exp(x[Layout.PER_EXAMPLE]) * self.micro_batch
         doublings = np.log2(self.workers)
         straggle = 1 + x[Layout.STRAGGLE] * doublings
-        bounded = np.maximum(straggle, _LEAST)
         slopes = np.zeros((len(self._rows), self.size))
         slopes[:, Layout.OVERHEAD] = overhead / (overhead + examples)
         slopes[:, Layout.PER_EXAMPLE] = examples / (overhead + examples)
-        slopes[:, Layout.STRAGGLE] = np.where(straggle > _LEAST, doublings / bounded, 0.0)
+        slopes[:, Layout.STRAGGLE] = np.where(
+            straggle > _LEAST, doublings / np.maximum(straggle, _LEAST), 0.0
+        )
         slopes[self._rows, self._drift] = 1
-        return np.log(overhead + examples) + x[self._drift] + np.log(bounded), slopes
+        return pass_value(x, self.micro_batch, self.workers, x[self._drift]), slopes
 
     def log_sync(self, x: Floats) -> tuple[Floats, Floats]:
         """Give the logarithm of the synchronisation [shapes] and its derivatives [shapes, parameters]."""
         growth = 1 + x[self._growth] * self._shared
-        bounded = np.maximum(growth, _LEAST)
-        values = np.full(len(self._rows), _NEVER)
+        values = np.full(len(self._rows), NEVER)
         slopes = np.zeros((len(self._rows), self.size))
         rows = self._synchronised
-        values[rows] = x[self._level] + self._log_moved + np.log(bounded) + x[self._deviation]
+        values[rows] = sync_value(
+            self.nodes[rows], self.workers[rows], x[self._level], x[self._growth], x[self._deviation]
+        )
         slopes[rows, self._level] = slopes[rows, self._deviation] = 1
-        slopes[rows, self._growth] = np.where(growth > _LEAST, self._shared / bounded, 0.0)
+        slopes[rows, self._growth] = np.where(growth > _LEAST, self._shared / np.maximum(growth, _LEAST), 0.0)
         return values, slopes
 
     def log_step(self, x: Floats, longer_sync: Floats | float = 0.0) -> tuple[Floats, Floats]:
@@ -161,12 +184,10 @@ class Grid:
         overlap = 1 + extra
         (compute, compute_slopes), (sync, sync_slopes) = self.log_compute(x), self.log_sync(x)
         sync = sync + longer_sync
-        last = np.logaddexp(overlap * compute, overlap * sync) / overlap
+        last, value = step_value(x, compute, sync, self.accumulation)
         exposed = np.exp(overlap * (sync - last))[:, None]  # the share that synchronisation has in the sum
         slopes = (1 - exposed) * compute_slopes + exposed * sync_slopes
-        mean = (1 - exposed[:, 0]) * compute + exposed[:, 0] * np.where(sync > _NEVER, sync, 0.0)
+        mean = (1 - exposed[:, 0]) * compute + exposed[:, 0] * np.where(sync > NEVER, sync, 0.0)
         slopes[:, Layout.OVERLAP] += (mean - last) / overlap * extra
-        with np.errstate(divide="ignore"):
-            value = np.logaddexp(np.log(self.accumulation - 1) + compute, last)
         own = np.exp(last - value)[:, None]
         return value, own * slopes + (1 - own) * compute_slopes

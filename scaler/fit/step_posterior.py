@@ -8,7 +8,17 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import least_squares
 
-from scaler.fit.step_model import KNOTS, Floats, Grid, Layout, StepShape
+from scaler.fit.step_model import (
+    KNOTS,
+    NEVER,
+    Floats,
+    Grid,
+    Layout,
+    StepShape,
+    pass_value,
+    step_value,
+    sync_value,
+)
 from scaler.stats import CONFIDENCE
 
 _ROUNDS = 5  # of the noise, which is estimated along
@@ -124,6 +134,33 @@ class Posterior:
         high = values + np.maximum(least, np.sqrt(rest + own * np.maximum(above, linear) ** 2))
         return values, low, high
 
+    def typical(self, nodes: Floats, workers: Floats, micro_batch: Floats, accumulation: Floats) -> Floats:
+        """Give the logarithm of the step time of very many shapes, as arrays; without intervals."""
+        x = self.parameters
+        knots, knot = np.unique(np.round(KNOTS * np.log2(micro_batch)).astype(int), return_inverse=True)
+        drift = self._drift_lines(knots.tolist())[0] @ x[self.layout.drifts]
+        compute = pass_value(x, micro_batch, workers, drift[knot])
+        sync = np.full(len(nodes), NEVER)
+        several = np.flatnonzero(workers > 1)
+        counts, count = np.unique(nodes[several].astype(int), return_inverse=True)
+        levels, growths = np.zeros(len(counts)), np.zeros(len(counts))
+        for i, own in enumerate(counts.tolist()):
+            line, offset, _ = self._level(own)
+            levels[i], growths[i] = line @ x + offset, self._growth(own)[0] @ x
+        deviation = np.zeros(len(several))
+        for i, (own, ranks) in enumerate(self.layout.placements, self.layout.deviations.start):
+            deviation[(nodes[several] == own) & (workers[several] == ranks)] = x[i]
+        sync[several] = sync_value(nodes[several], workers[several], levels[count], growths[count], deviation)
+        return step_value(x, compute, sync, accumulation)[1]
+
+    def draw(self, shapes: Sequence[StepShape], draws: int, seed: int) -> Floats:
+        """Draw the logarithms of what step times truly are, without the noise of a run: [draws, shapes]."""
+        values, slopes, covariance = self.log_step(shapes)
+        spread, directions = np.linalg.eigh(slopes @ covariance @ slopes.T)
+        root = directions * np.sqrt(np.maximum(spread, 0.0))
+        normal = np.random.default_rng(seed).standard_normal((draws, len(shapes)))
+        return np.asarray(values + self.priors.width * normal @ root.T)
+
     def _extended(self, shapes: Sequence[StepShape]) -> tuple[Layout, Floats, Floats]:
         """Add the parameters of sizes that were not measured: each a known one's line plus a spread."""
         old, priors = self.layout, self.priors
@@ -136,38 +173,49 @@ class Posterior:
         lines[:6, :6] = np.eye(6)
         for i, nodes in enumerate(new.node_counts):
             level, growth = new.levels.start + i, new.growths.start + i
-            if nodes in old.node_counts:
-                j = old.node_counts.index(nodes)
-                lines[level, old.levels.start + j] = lines[growth, old.growths.start + j] = 1
-                continue
-            lines[growth, Layout.GROWTH] = 1
-            spread[growth, growth] = priors.growth_spread**2
-            near = _nearest(nodes, old.node_counts)
-            if near is None:  # nothing synchronised was measured
-                first = priors.first_level(nodes)
-                offset[level] = self.middle + first.mean
-                spread[level, level] = first.deviation**2
-                continue
-            lines[level, old.levels.start + old.node_counts.index(near)] = 1
-            if near == 1 or nodes == 1:
-                sign = 1 if near == 1 else -1
-                offset[level] = sign * priors.across.mean
-                spread[level, level] = priors.across.deviation**2
-            else:
-                doublings = float(np.log2(nodes / near))
-                lines[level, Layout.NODE_GROWTH] = doublings
-                spread[level, level] = priors.level_spread**2 * abs(doublings)
+            lines[level], offset[level], spread[level, level] = self._level(nodes)
+            lines[growth], spread[growth, growth] = self._growth(nodes)
         for i, placement in enumerate(new.placements, new.deviations.start):
             if placement in old.placements:
                 lines[i, old.deviations.start + old.placements.index(placement)] = 1
             else:
                 spread[i, i] = priors.fresh_deviation**2
-        among, across = (_alike(new.knots, knots) for knots in (new.knots, old.knots))
-        weights = np.linalg.solve(_alike(old.knots, old.knots), across.T).T
+        among = _alike(new.knots, new.knots)
+        weights, across = self._drift_lines(new.knots)
         lines[new.drifts, old.drifts] = weights
         spread[new.drifts, new.drifts] = priors.drift**2 * (among - weights @ across.T)
         covariance = lines @ self.covariance @ lines.T + spread
         return new, lines @ self.parameters + offset, covariance
+
+    def _level(self, nodes: int) -> tuple[Floats, float, float]:
+        """Give a node count's level as a line over the known parameters, an offset, and its own variance."""
+        old, priors = self.layout, self.priors
+        line = np.zeros(old.size)
+        near = nodes if nodes in old.node_counts else _nearest(nodes, old.node_counts)
+        if near is None:  # nothing synchronised was measured
+            first = priors.first_level(nodes)
+            return line, self.middle + first.mean, first.deviation**2
+        line[old.levels.start + old.node_counts.index(near)] = 1
+        if near == nodes:
+            return line, 0.0, 0.0
+        if near == 1 or nodes == 1:
+            return line, priors.across.mean * (1 if near == 1 else -1), priors.across.deviation**2
+        doublings = float(np.log2(nodes / near))
+        line[Layout.NODE_GROWTH] = doublings
+        return line, 0.0, priors.level_spread**2 * abs(doublings)
+
+    def _growth(self, nodes: int) -> tuple[Floats, float]:
+        """Give a node count's growth as a line over the known parameters, and its own variance."""
+        line, known = np.zeros(self.layout.size), nodes in self.layout.node_counts
+        own = self.layout.growths.start + self.layout.node_counts.index(nodes) if known else Layout.GROWTH
+        line[own] = 1
+        return line, 0.0 if known else self.priors.growth_spread**2
+
+    def _drift_lines(self, knots: Sequence[int]) -> tuple[Floats, Floats]:
+        """Give knots' drifts as lines over the known ones, and their correlation with them."""
+        known = self.layout.knots
+        across = _alike(knots, known)
+        return np.asarray(np.linalg.solve(_alike(known, known), across.T).T), across
 
 
 def fit_rows(rows: Rows, priors: StepPriors) -> Posterior:

@@ -9,7 +9,7 @@ from scaler.batch import BatchPlan
 from scaler.fit.step_model import Layout, StepShape
 from scaler.fit.step_posterior import Posterior, Rows, StepPriors, fit_rows
 from scaler.records import ThroughputRecord
-from scaler.stats import Estimate, log_estimate
+from scaler.stats import Estimate, Floats, log_estimate
 
 METHOD = (
     "(accumulation - 1) x compute + (compute^g + sync^g)^(1/g), most likely under priors; "
@@ -58,6 +58,14 @@ class StepTimeFit:
             Estimate(value=value, low=low, high=high, samples=self.runs, method=METHOD)
             for value, low, high in np.exp(np.transpose(self.posterior.predict(shapes))).tolist()
         ]
+
+    def typical_s(self, nodes: Floats, workers: Floats, micro_batch: Floats, accumulation: Floats) -> Floats:
+        """Predict the median step of very many shapes, given as arrays; without intervals."""
+        return np.asarray(np.exp(self.posterior.typical(nodes, workers, micro_batch, accumulation)))
+
+    def draw_s(self, shapes: Sequence[StepShape], draws: int, seed: int = 0) -> Floats:
+        """Draw what the step times may truly be, all shapes together: [draws, shapes]."""
+        return np.asarray(np.exp(self.posterior.draw(shapes, draws, seed)))
 
     def is_extrapolated(self, shape: StepShape) -> bool:
         """Whether the shape lies beyond 4 x of what was measured."""

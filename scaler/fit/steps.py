@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from scaler.fit.batch_curve import CurvePriors, Curves
@@ -119,6 +120,25 @@ class StepsFit:
             found.append(Estimate(value=value, low=low, high=high, samples=self.samples, method=_METHOD))
         return found
 
+    def draw(self, global_batches: Sequence[float], draws: int, seed: int = 0) -> Floats:
+        """Draw what the mean examples to target may truly be, all batches together: [draws, batches]."""
+        generator = np.random.default_rng(seed)
+        log_batches = np.log(np.asarray(global_batches, dtype=float))
+        found = []
+        shares = self.weights.sum(axis=1)
+        for scale, own, count in zip(
+            self.scales, self.weights, generator.multinomial(draws, shares / shares.sum()), strict=True
+        ):
+            if count:
+                means, covariance = self._around(scale, np.arange(len(own)), log_batches)
+                which = generator.choice(len(own), size=count, p=own / own.sum())
+                spread, directions = np.linalg.eigh(covariance)
+                root = directions * np.sqrt(np.maximum(spread, 0.0))
+                normal = generator.standard_normal((count, len(log_batches)))
+                wide = np.sqrt(self.degrees_of_freedom / generator.chisquare(self.degrees_of_freedom, count))
+                found.append(means[which] + wide[:, None] * (normal @ root.T))
+        return np.asarray(np.exp(generator.permutation(np.concatenate(found))))
+
     def is_extrapolated(self, global_batch: float) -> bool:
         """Whether a batch lies beyond 4 x of what was measured."""
         far = _FAR * (1 + 1e-9)  # logarithms round
@@ -137,19 +157,25 @@ class StepsFit:
         """
         means, variances, weights = [], [], []
         for scale, own in zip(self.scales, self.weights, strict=True):
-            kept = own > _NEGLIGIBLE * self.weights.max()
-            known = self.curves.log_examples(self.log_batches)[kept]
-            asked = self.curves.log_examples(log_batches)[kept]
-            level, precision = _level(scale, self.log_examples - known)
-            rest = self.log_examples - known - level[:, None]
-            across = _alike(self.priors, scale.drift, log_batches, self.log_batches)
-            lines = across @ scale.inverse
-            variance = scale.drift**2 + self.priors.own**2 - (lines * across).sum(axis=1)
-            variance += (1 - lines.sum(axis=1)) ** 2 / precision
-            means.append(level[:, None] + asked + rest @ lines.T)
-            variances.append(np.broadcast_to(np.maximum(variance, 0), means[-1].shape))
+            kept = np.flatnonzero(own > _NEGLIGIBLE * self.weights.max())
+            around, covariance = self._around(scale, kept, log_batches)
+            means.append(around)
+            variances.append(np.broadcast_to(np.maximum(np.diag(covariance), 0), around.shape))
             weights.append(own[kept])
         return np.concatenate(means), np.concatenate(variances), np.concatenate(weights)
+
+    def _around(self, scale: _Scale, curves: NDArray[np.intp], log_batches: Floats) -> tuple[Floats, Floats]:
+        """Give the mean of log E around curves [curves, batches], and its covariance [batches, batches]."""
+        known = self.curves.log_examples(self.log_batches)[curves]
+        asked = self.curves.log_examples(log_batches)[curves]
+        level, precision = _level(scale, self.log_examples - known)
+        rest = self.log_examples - known - level[:, None]
+        across = _alike(self.priors, scale.drift, log_batches, self.log_batches)
+        lines = across @ scale.inverse
+        unlike = 1 - lines.sum(axis=1)
+        covariance = _alike(self.priors, scale.drift, log_batches, log_batches) - lines @ across.T
+        covariance += np.outer(unlike, unlike) / precision
+        return level[:, None] + asked + rest @ lines.T, covariance
 
     def _critical(self) -> Floats:
         """Give log B_crit's median and the ends of its interval."""

@@ -48,6 +48,26 @@ def test_what_prediction_needs_of_a_device_is_read(load):
     assert found.expandable_segments is True
 
 
+def test_the_speed_of_devices_and_links_is_read(load):
+    found = load(
+        "workers: 8\nkind: cuda\nflops: 989e12\nmemory_bandwidth: 3.35TB\n"
+        "link_bandwidth: 50GB\nlocal_bandwidth: 900000000000\n"
+    )
+    assert (found.device_flops_per_s, found.device_bandwidth_bytes) == (989e12, 3_350_000_000_000)
+    assert (found.link_bandwidth_bytes, found.local_bandwidth_bytes) == (50 * 10**9, 900 * 10**9)
+    assert (found.flops_per_s, found.link_bytes_per_s) == (989e12, 50 * 10**9)
+
+
+def test_what_is_emulated_stands_in_for_figures_that_are_not_stated(load):
+    emulated = load(MOCK + "emulate: {speed: 1e9, bandwidth: 20MiB}\n")
+    assert (emulated.flops_per_s, emulated.link_bytes_per_s) == (1e9, 20 * 2**20)
+    assert (emulated.device_flops_per_s, emulated.link_bandwidth_bytes) == (None, None)
+    stated = load(MOCK + "emulate: {speed: 1e9, bandwidth: 20MiB}\nflops: 2e9\nlink_bandwidth: 1MiB\n")
+    assert (stated.flops_per_s, stated.link_bytes_per_s) == (2e9, 2**20)
+    unequal = load("workers: 2\nkind: mock\n" + GROUPS + "emulate: {speed: 1e9, bandwidth: 20MiB}\n")
+    assert (unequal.flops_per_s, unequal.link_bytes_per_s) == (None, 20 * 2**20)
+
+
 def test_unequal_devices_are_read_in_the_order_of_ranks(load):
     found = load("workers: 3\nkind: cuda\n" + GROUPS.replace("L4, workers: 1", "L4, workers: 2"))
     assert [group.device for group in found.devices] == ["T4", "L4"]
@@ -72,6 +92,8 @@ def test_the_least_cluster_has_defaults_and_the_name_of_its_file(load):
     assert found.interconnect is None
     assert found.device_memory_bytes is None
     assert (found.context_bytes, found.communicator_bytes, found.concealed) == (None, None, None)
+    assert (found.device_flops_per_s, found.device_bandwidth_bytes, found.flops_per_s) == (None, None, None)
+    assert (found.link_bandwidth_bytes, found.local_bandwidth_bytes, found.link_bytes_per_s) == (None,) * 3
     assert (found.devices, found.expandable_segments, found.compute_capability) == ((), False, 8.0)
 
 
@@ -146,6 +168,14 @@ GROUPS = (
         (BASE + "compute_capability: 4.0\n", "compute_capability"),
         (BASE + "context: -1\n", "context"),
         (BASE + "communicator: -1MiB\n", "communicator"),
+        (BASE + "flops: 0\n", "flops"),
+        (BASE + "flops: -1e12\n", "flops"),
+        (BASE + "flops: .inf\n", "flops"),
+        (BASE + "flops: 1TB\n", "flops"),
+        (BASE + "memory_bandwidth: 0\n", "memory_bandwidth"),
+        (BASE + "memory_bandwidth: fast\n", "memory_bandwidth"),
+        (BASE + "link_bandwidth: -1GB\n", "link_bandwidth"),
+        (BASE + "local_bandwidth: .nan\n", "local_bandwidth"),
         (BASE + "expandable_segments: perhaps\n", "expandable_segments"),
         (BASE + "devices: {device: a}\n", "devices"),
         (BASE + "devices:\n  - {device: a, workers: 2}\n", "devices.0.device_memory: missing"),
@@ -218,6 +248,7 @@ _VALUES = (
 _KEYS = [
     *("workers", "kind", "nodes", "device_memory", "host_memory", "reserve", "margin", "name", "other"),
     *("devices", "context", "communicator", "concealed", "expandable_segments", "compute_capability"),
+    *("flops", "memory_bandwidth", "link_bandwidth", "local_bandwidth"),
 ]
 
 

@@ -6,7 +6,8 @@ from decide_records import Study, cluster_of, confirmation
 
 from scaler.batch import BatchPlan
 from scaler.decide.config import BatchConfig
-from scaler.decide.decide import decide, with_confirmation
+from scaler.decide.confirm import with_confirmation
+from scaler.decide.decide import decide
 
 STUDY = Study()
 OPTIONAL = {"examples_to_target", "steps_to_target", "time_to_target_s", "cost_to_target"}

@@ -4,7 +4,8 @@ import pytest
 from decide_records import MIB, Study, cluster_of, confirmation
 
 from scaler.batch import BatchPlan
-from scaler.decide.decide import decide, with_confirmation
+from scaler.decide.confirm import with_confirmation
+from scaler.decide.decide import decide
 from scaler.records import CONFIRMING_SEED
 
 STUDY = Study()

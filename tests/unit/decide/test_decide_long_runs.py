@@ -6,7 +6,8 @@ from decide_records import REFERENCE_BATCH, REFERENCE_RATE, Study, cluster_of, s
 
 from scaler.batch import BatchPlan
 from scaler.decide.config import BatchConfig
-from scaler.decide.decide import decide, with_confirmation
+from scaler.decide.confirm import with_confirmation
+from scaler.decide.decide import decide
 from scaler.records import CONFIRMING_SEED, BranchRecord, ThroughputRecord
 from scaler.report.terminal import answer_table
 

@@ -78,9 +78,21 @@ def test_the_rule_of_small_data_sets_stops_at_2000_examples():
         assert bool([r for r in config.rules_of_thumb if "full batch" in r.rule]) is applies
 
 
-def test_a_rule_whose_batches_were_not_measured_is_left_out():
+def test_a_rule_whose_batches_were_not_measured_is_left_out_or_predicted():
+    config = decide(Study().records(batches=(700, 1024)), cluster_of(1))
+    assert not [rule for rule in config.rules_of_thumb if "64 to 512" in rule.rule]
     config = decide(Study().records(batches=(16, 1024)), cluster_of(1))
-    assert [rule.global_batch for rule in config.rules_of_thumb] == [1024]
+    assert by_words(config, "64 to 512").verdict.startswith("prediction ")
+
+
+def test_rules_for_the_rate_are_scored_at_the_answers_batch():
+    config = decide(Study(overhead_s=0.05).records(), cluster_of(1))
+    plan = config.chosen.plan
+    assert plan.global_batch >= 512
+    linear, root = by_words(config, "in proportion"), by_words(config, "square root")
+    assert linear.global_batch == root.global_batch == plan.global_batch
+    assert linear.time_ratio > root.time_ratio >= 1  # the study's best rates grow with the square root
+    assert not linear.agrees
 
 
 def test_rules_are_judged_on_the_chosen_worker_count():

@@ -15,7 +15,7 @@ from report_study import (
 
 from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
-from scaler.decide.config import Answer, BatchConfig, Comparison, Confirmation, Findings, RuleOfThumb
+from scaler.decide.config import Answer, BatchConfig, Choice, Comparison, Confirmation, Findings, RuleOfThumb
 from scaler.records import Record
 
 
@@ -69,6 +69,7 @@ def config() -> BatchConfig:
         workload="digits",
         cluster=cluster,
         chosen_workers=4,
+        choice=Choice(objective="the least time to target", feasible_plans=12),
         answers=tuple(answer(workers) for workers in (1, 2, 3, 4)),
         infeasible={5: "a global batch of 512 does not split over 5 workers"},
         findings=Findings(

@@ -63,6 +63,7 @@ def config_of(records, **fields) -> BatchConfig:
         "workload": "long",
         "cluster": Cluster(name="one", workers=1, kind="cpu"),
         "chosen_workers": 1,
+        "choice": {"objective": "the most samples/s", "feasible_plans": 1},
         "answers": (answer,),
         "findings": Findings(train_examples=50_000, parameters=10),
         "branching": fit,
