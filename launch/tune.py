@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from scaler.cli import exit_code, run_launch
+from scaler.cli import exit_code
 
 
 def main() -> None:
@@ -16,6 +16,7 @@ def main() -> None:
     options = parser.parse_args()
 
     from scaler import LaunchConfig
+    from scaler.commands import run_launch
 
     run_launch(LaunchConfig.load(options.launch), options.resume, options.force, options.json)
 

@@ -14,7 +14,7 @@ from scaler.decide.limits import Limits
 from scaler.decide.objectives import Objective
 from scaler.decide.outcomes import Outcomes
 from scaler.decide.plans import split_batch
-from scaler.decide.reasons import reasons, warmup_reason
+from scaler.decide.reasons import reasons, sources, warmup_reason
 from scaler.errors import BadInput, NothingFeasible
 from scaler.fit.memory import memory_for
 from scaler.fit.step_time import StepTimeFit, shape_of
@@ -130,6 +130,7 @@ def answer(best: Option, cluster: Cluster, bound: Bound, reference: Reference, w
             "warmup": warmup_reason(warmup),
             **why,
         },
+        sources=sources(fits, memory, best.examples is not None),
     )
 
 
@@ -162,7 +163,8 @@ def _predicted(fits: Fits, cluster: Cluster, plans: Sequence[BatchPlan]) -> list
     for plan, step_time_s in zip(plans, step_times, strict=True):
         batch = plan.global_batch
         examples = fits.examples[batch] if batch in fits.examples else fits.convergence.examples(batch)
-        found.append(Option(fits, plan, fits.convergence.learning_rate(batch), step_time_s, examples))
+        rate = float(f"{fits.convergence.learning_rate(batch):.4g}")
+        found.append(Option(fits, plan, rate, step_time_s, examples))
     return found
 
 

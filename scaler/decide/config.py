@@ -50,6 +50,8 @@ class Answer(Strict):
     bound_by: Bound
     reasons: dict[str, str]
     """Why each number is what it is."""
+    sources: dict[str, str] = Field(default_factory=dict)
+    """Where each number comes from: records and the fit to them, the cluster's file, or the reference."""
 
 
 class Rival(Strict):

@@ -51,6 +51,32 @@ def batch_reason(objective: str, batches: Sequence[int], scores: Sequence[float]
     return text
 
 
+def sources(fits: Fits, memory: MemoryFit | None, has_target: bool) -> dict[str, str]:
+    """Say of each number from which records and which fit, or which file, it comes."""
+    trials = f"{len(fits.trials)} training runs" if fits.trials else "no training run"
+    launches = f"{fits.measured_step_time.runs} timed launches" if fits.measured_step_time else "no launch"
+    peaks = f"{memory.samples} measured peaks" if memory is not None else "no peak"
+    found = {
+        "global_batch": "compared by the fits below",
+        "micro_batch": f"memory fit, {peaks}",
+        "accumulation": f"memory fit, {peaks}",
+        "workers": "cluster file",
+        "learning_rate": f"rate fit, {trials}" if has_target else "reference",
+        "warmup": "reference, or runs at the answer",
+        "step_time": f"step-time fit, {launches}",
+        "samples_per_s": f"step-time fit, {launches}",
+        "peak_memory": f"memory fit, {peaks}",
+    }
+    if has_target:
+        found |= {
+            "examples_to_target": f"steps fit, {trials}",
+            "steps_to_target": f"steps fit, {trials}",
+            "time_to_target": f"steps and step-time fits, {trials}, {launches}",
+            "cost_to_target": "time to target; price in the cluster file",
+        }
+    return found
+
+
 def _micro_batch(plan: BatchPlan, memory: MemoryFit | None, cluster: Cluster) -> str:
     if memory is None:
         return "memory was not measured"

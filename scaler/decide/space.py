@@ -46,6 +46,7 @@ class Space:
 
         `one_pass` takes every batch at once, as if memory had no limit.
         """
+        counts = [count for count in counts if count == 1 or fits.synchronised]
         if cluster.devices and not one_pass:
             return cls._unequal(fits, cluster, counts, batches)
         workers = np.array(counts, dtype=np.int64)
@@ -53,7 +54,7 @@ class Space:
         found: dict[int, tuple[MemoryFit, list[int]]] = {}
         for i, count in enumerate(counts):
             memory = memory_for(fits.memory, count, fits.zero_stage)
-            if memory is not None and (count == 1 or fits.synchronised):
+            if memory is not None:
                 found.setdefault(id(memory), (memory, []))[1].append(i)
         for memory, places in found.values():
             once[places] = _UNLIMITED if one_pass else memory.max_micro_batch(cluster, 1)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from scaler.decide.config import Answer, BatchConfig
 from scaler.records import ConvergenceRecord, NoiseRecord, Record, WorkloadRecord
-from scaler.report import rate_words
+from scaler.report import choice_words, rate_words
 from scaler.report.branches import BRANCH_HEADERS, branch_lines, branch_sentence
 from scaler.report.drawing import draw
 from scaler.report.figures import build_figures
@@ -53,11 +53,13 @@ def render(config: BatchConfig, records: list[Record], target: tuple[float, str]
     return load_template("page.html").render(
         config=config,
         sentence=answer_sentence(config),
+        choice=choice_words.choice_sentence(config),
         confirmed=confirmation_sentence(config),
         target=target_words(target) if target else None,
         rows=answer_rows(config),
         priced=_is_priced(config),
         counts=_worker_counts(config),
+        tables=_choice_tables(config),
         comparisons=[comparison_words(c) for c in config.confirmation.comparisons]
         if config.confirmation
         else [],
@@ -122,6 +124,17 @@ def _worker_counts(config: BatchConfig) -> list[dict[str, object]]:
     for workers, reason in config.infeasible.items():
         lines.append({"workers": workers, "chosen": False, "reason": reason})
     return sorted(lines, key=lambda line: int(str(line["workers"])))
+
+
+def _choice_tables(config: BatchConfig) -> list[tuple[str, tuple[str, ...], Lines]]:
+    """Give the tables of the choice that have lines, as (title, headers, lines)."""
+    pareto = choice_words.pareto_lines(config) if len(config.pareto) > 1 else []
+    tables = [
+        (choice_words.CHANGE_TITLE, choice_words.CHANGE_HEADERS, choice_words.change_lines(config)),
+        (choice_words.PARETO_TITLE, choice_words.PARETO_HEADERS, pareto),
+        (choice_words.KEPT_TITLE, choice_words.KEPT_HEADERS, choice_words.kept_lines(config)),
+    ]
+    return [table for table in tables if table[2]]
 
 
 def _is_priced(config: BatchConfig) -> bool:

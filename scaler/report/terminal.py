@@ -13,6 +13,7 @@ from rich.text import Text
 from scaler.decide.config import Answer, BatchConfig
 from scaler.report import noise_words, rate_words
 from scaler.report.branches import BRANCH_HEADERS, branch_lines, branch_sentence
+from scaler.report.choice_words import CHANGE_HEADERS, CHANGE_TITLE, change_lines, choice_sentence
 from scaler.report.wording import (
     EPOCH_HEADERS,
     NOT_MEASURED,
@@ -52,22 +53,29 @@ def make_console(stream: TextIO | None = None) -> Console:
 
 def answer_table(config: BatchConfig) -> RenderableType:
     """Give the whole answer as one renderable; every user-given text in it is plain."""
-    parts: list[RenderableType] = [plain(answer_sentence(config), "bold"), Text(), _worker_counts(config)]
+    parts: list[RenderableType] = [
+        plain(answer_sentence(config), "bold"),
+        plain(choice_sentence(config)),
+        Text(),
+        _worker_counts(config),
+    ]
     parts += [
         heading(f"The configuration to use, on {counted(config.chosen_workers, 'worker')}"),
         _chosen(config),
     ]
+    if config.changes:
+        parts += [heading(CHANGE_TITLE), table_of(CHANGE_HEADERS, change_lines(config))]
     if config.branching is not None:
         parts += [
             heading("Which batch does not lose"),
             plain(branch_sentence(config.branching)),
-            _table(BRANCH_HEADERS, branch_lines(config)),
+            table_of(BRANCH_HEADERS, branch_lines(config)),
         ]
     if config.epochs:
         parts += [
             heading("Why a smaller batch is slower per epoch"),
             plain(epoch_sentence(config)),
-            _table(EPOCH_HEADERS, epoch_lines(config)),
+            table_of(EPOCH_HEADERS, epoch_lines(config)),
         ]
     if config.findings.powers_of_two is not None:
         parts += [heading("Why powers of two"), plain(powers_sentence(config.findings.powers_of_two))]
@@ -79,7 +87,7 @@ def answer_table(config: BatchConfig) -> RenderableType:
         parts += [heading(rate_words.TITLE), plain(rate_words.rule_sentence(config)), _rate_rules(config)]
         parts += [plain(f"- {note}") for note in rate_words.rule_notes(config)]
     if config.sweep:
-        parts += [heading("What the memory of one device buys"), _table(SWEEP_HEADERS, sweep_lines(config))]
+        parts += [heading("What the memory of one device buys"), table_of(SWEEP_HEADERS, sweep_lines(config))]
     parts += [heading("Predicted against observed"), plain(confirmation_sentence(config))]
     if config.confirmation is not None and config.confirmation.comparisons:
         parts.append(_comparisons(config))
@@ -148,7 +156,8 @@ def _rate_rules(config: BatchConfig) -> Table:
     return table
 
 
-def _table(headers: Iterable[str], lines: Iterable[Sequence[str]]) -> Table:
+def table_of(headers: Iterable[str], lines: Iterable[Sequence[str]]) -> Table:
+    """Make a table of lines of cells."""
     table = new_table(*headers)
     for line in lines:
         table.add_row(*map(plain, line))

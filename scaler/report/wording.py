@@ -32,12 +32,13 @@ Form = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a configuration: what, how much, its 90% interval, and why."""
+    """One line of a configuration: what, how much, its 90% interval, why, and from which evidence."""
 
     name: str
     value: str
     interval: str
     reason: str
+    source: str = ""
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -117,10 +118,11 @@ def answer_rows(config: BatchConfig) -> list[Row]:
     warmup = f"{format_count(answer.warmup_examples)} examples, {counted(answer.warmup_steps, 'step')}"
 
     def setting(name: str, value: str, *keys: str) -> Row:
-        return Row(name, value, SETTING, _take(reasons, *keys))
+        return Row(name, value, SETTING, _take(reasons, *keys), answer.sources.get(keys[0], ""))
 
     def predicted(name: str, estimate: Estimate | None, form: Form, *keys: str) -> Row:
-        return Row(name, amount(estimate, form), interval(estimate, form), _take(reasons, *keys))
+        source = answer.sources.get(keys[0], "")
+        return Row(name, amount(estimate, form), interval(estimate, form), _take(reasons, *keys), source)
 
     rows = [
         setting("global batch", format_count(plan.global_batch), "global_batch"),
@@ -141,7 +143,9 @@ def answer_rows(config: BatchConfig) -> list[Row]:
         rows.append(predicted("relative time", answer.relative_time, _times, "relative_time"))
     if answer.cost_to_target is not None:
         cost = cost_words(answer.cost_to_target)
-        rows.append(Row("cost to target", cost, "as the time to target", _take(reasons, "cost_to_target")))
+        source = answer.sources.get("cost_to_target", "")
+        why = _take(reasons, "cost_to_target")
+        rows.append(Row("cost to target", cost, "as the time to target", why, source))
     rows.append(Row("batch bound by", answer.bound_by, "", _take(reasons, "bound_by")))
     # A reason given under another name is still shown.
     return rows + [Row(key.replace("_", " "), "", "", reason) for key, reason in reasons.items()]
@@ -182,9 +186,8 @@ def _take(reasons: dict[str, str], *keys: str) -> str:
 def _usual_reasons(config: BatchConfig) -> dict[str, str]:
     """Give the reasons that hold for every answer which does not bring its own."""
     answer = config.chosen
-    measure = "the most samples/s" if answer.time_to_target_s is None else "the least time to target"
     usual = {
-        "workers": f"{measure} of {counted(len(config.answers), 'worker count')}",
+        "workers": f"{config.choice.objective} of {counted(len(config.answers), 'worker count')}",
         "samples_per_s": "global batch / step time",
     }
     if answer.examples_to_target is not None:

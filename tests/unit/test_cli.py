@@ -8,6 +8,7 @@ from pathlib import Path
 
 import plan_cases
 import pytest
+import yaml
 
 from scaler.cli import main
 from scaler.records import Prediction
@@ -89,7 +90,7 @@ def test_recommend_prints_json_to_stdout_only(tmp_path: Path, capsys: pytest.Cap
     out, err = capsys.readouterr()
     answer = json.loads(out)
     assert answer["workload"] == "digits" and len(answer["answers"]) == 2
-    assert "next: scaler report RUN" in err
+    assert "next: scaler explain RUN" in err
 
 
 def test_recommend_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +98,60 @@ def test_recommend_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["recommend", "RUN"]) == 0
     out = capsys.readouterr().out
     assert "micro-batch" in out and "\x1b" not in out
+
+
+def test_recommend_decides_for_each_cluster_and_writes_a_file_for_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(RECORDED, tmp_path / "RUN")
+    for name, price in (("dear", 4.0), ("half price", 2.0)):
+        text = f"name: {name}\nworkers: [1, 2]\nkind: mock\ndevice_memory: 2MiB\n"
+        text += f"price_per_device_hour: {price}\n"
+        (tmp_path / f"{price}.yaml").write_text(text, encoding="utf-8")
+    assert main(["recommend", "RUN", "--json", "--cluster", "4.0.yaml", "--cluster", "2.0.yaml"]) == 0
+    dear, half = json.loads(capsys.readouterr().out)
+    costs = [found["answers"][0]["cost_to_target"] for found in (dear, half)]
+    assert costs[0] == pytest.approx(2 * costs[1])
+    for found, name in ((dear, "dear"), (half, "half-price")):
+        assert yaml.safe_load((tmp_path / "RUN" / f"batch-config-{name}.yaml").read_text()) == found
+    assert main(["recommend", "RUN", "--cluster", "4.0.yaml", "--cluster", "4.0.yaml"]) == 2
+    assert "two clusters are named dear" in capsys.readouterr().err
+
+
+def test_explain_says_why_and_what_would_change_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(RECORDED, tmp_path / "RUN")
+    assert main(["explain", "RUN"]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "Chosen for the least time to target among",
+        "why:",
+        "from:",
+        "What would change the answer",
+    ):
+        assert words in out
+    assert main(["explain", "RUN", "--objective", "cost", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["choice"]["objective"] == "the least cost to target"
+    assert {"reasons", "sources", "changes", "pareto", "not_known"} <= told.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--objective", "speed"], 2, "choose one of cost, examples, throughput, time"),
+        (["--max-time", "1ms"], 3, "no plan keeps the limit on time"),
+        (["--max-time", "soon", "--max-cost", "-1"], 2, "2 faults"),
+    ],
+)
+def test_what_cannot_be_chosen_by_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: int, words: str
+) -> None:
+    shutil.copytree(RECORDED, tmp_path / "RUN")
+    assert main(["recommend", "RUN", *options]) == code
+    out, err = capsys.readouterr()
+    assert not out and words in err and "hint:" in err
 
 
 def test_report_prints_the_path_of_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +310,7 @@ def test_a_limit_replaces_the_runs_in_a_recommendation(
 
 def test_a_limit_replaces_the_clusters_in_a_launch(monkeypatch: pytest.MonkeyPatch, one: str) -> None:
     launched = []
-    monkeypatch.setattr("scaler.cli.run_launch", lambda launch, **_: launched.append(launch))
+    monkeypatch.setattr("scaler.commands.run_launch", lambda launch, **_: launched.append(launch))
     limits = ["--device-memory", "48MiB", "--reserve", "1MiB", "--margin", "0.25"]
     assert main(["tune", "digits", "--cluster", one, *limits]) == 0
     cluster = launched[0].cluster

@@ -39,9 +39,9 @@ COMMANDS = {
 def test_the_pages_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     called: list[str] = []
-    fits = ("_fit_step_time", "_fit_steps", "_fit_learning_rate")
-    for name in ("_tune", "_plan", "_recommend", "_regimes", "_report", *fits):
-        monkeypatch.setattr(f"scaler.cli.{name}", lambda options: called.append(str(options)))
+    fits = ("fit_step_time", "fit_steps", "fit_learning_rate")
+    for name in ("tune", "plan", "recommend", "explain", "regimes", "report", *fits):
+        monkeypatch.setattr(f"scaler.commands.{name}", lambda options: called.append(str(options)))
     assert main(command.split()) == 0 and called
 
 

@@ -28,6 +28,7 @@ LAYERS = [
     {"noise_scale"},
     {"callbacks"},
     {"pipeline"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

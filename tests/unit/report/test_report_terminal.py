@@ -61,7 +61,7 @@ def test_what_is_absent_is_said(config):
     text = squeezed(printed(bare))
     assert "the time to the target was not measured." in text
     assert "time to target not measured" in text
-    assert "the most samples/s of 1 worker count" in text
+    assert "the least time to target of 1 worker count" in text
     assert "was not trained to confirm" in text
 
 
