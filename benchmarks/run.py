@@ -17,6 +17,7 @@ BENCHMARKS = (
     "emulated",
     "steps",
     "learning_rate",
+    "recommend_scale",
 )
 NEED_DATA = ("measuring_overhead", "step_time", "steps")
 

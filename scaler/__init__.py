@@ -9,12 +9,13 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scaler.answers import recommend
     from scaler.batch import BatchPlan
     from scaler.cluster import Cluster
     from scaler.errors import ScalerError
     from scaler.launch import LaunchConfig
     from scaler.noise_scale import NoiseScale
-    from scaler.pipeline import recommend, tune
+    from scaler.pipeline import tune
     from scaler.workload import Reference, Target, Workload
 
 __all__ = [
@@ -39,7 +40,7 @@ _HOMES = {
     "ScalerError": "errors",
     "Target": "workload",
     "Workload": "workload",
-    "recommend": "pipeline",
+    "recommend": "answers",
     "tune": "pipeline",
 }
 

@@ -136,7 +136,11 @@ def _add_tune(commands: Any) -> None:
     _add_choice(tune)
     _add_sweep(tune)
     _add_out(tune, "RUN", "continue the run in the out folder")
-    tune.add_argument("--budget", metavar="TIME", help="bound on measuring, such as 20m (default: none)")
+    tune.add_argument(
+        "--budget",
+        metavar="TIME",
+        help="bound on measuring: 20m, '3 device-hours', or 5%% of a training run (default: none)",
+    )
     tune.add_argument(
         "--from-checkpoint",
         metavar="FILE",

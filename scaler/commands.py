@@ -77,7 +77,7 @@ def run_launch(
     from scaler.pipeline import tune as tune_launch
 
     with TerminalProgress() as progress:
-        config = tune_launch(launch, resume=resume, force=force, progress=progress)
+        config = tune_launch(launch, resume=resume, force=force, progress=progress, notice=progress.notice)
     _print([config], as_json)
     path = Path(launch.storage_path)
     print(f"\nreport: {path / 'report.html'}\nconfiguration: {path / 'batch-config.yaml'}", file=sys.stderr)
@@ -136,7 +136,7 @@ def regimes(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Write a run's page again."""
-    from scaler.pipeline import report as write_report
+    from scaler.answers import report as write_report
 
     print(write_report(options.folder))
 
@@ -167,8 +167,8 @@ def fit_learning_rate(options: argparse.Namespace) -> None:
 
 def _decided(options: argparse.Namespace) -> list[tuple[BatchConfig, Path | None]]:
     """Decide for each cluster asked for, and write a file for each; for the run's own without a file."""
-    from scaler.pipeline import recommend as decide_again
-    from scaler.pipeline import run_cluster
+    from scaler.answers import recommend as decide_again
+    from scaler.answers import run_cluster
 
     clusters = [Cluster.load(path) for path in options.cluster or []]
     names = [cluster.name for cluster in clusters]

@@ -4,17 +4,63 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ByteSize, Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ByteSize,
+    Field,
+    PlainSerializer,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from scaler.batch import BatchPlan, ZeroStage
 from scaler.cluster import Cluster
-from scaler.decide.limits import Duration, Limits
+from scaler.decide.limits import Limits
 from scaler.decide.objectives import NAMES
 from scaler.schema import Strict, parse, read_yaml
+from scaler.units import parse_seconds
 
 
 def _cluster(value: Any) -> Any:
     return Cluster.load(value) if isinstance(value, (str, Path)) else value
+
+
+class Budget(Strict):
+    """What measuring may take: exactly one of these."""
+
+    seconds: PositiveFloat | None = None
+    device_hours: PositiveFloat | None = None
+    run_share: Annotated[float | None, Field(gt=0, le=1)] = None
+    """Of a training run at the reference, up to its target's `max_examples`."""
+
+    def __str__(self) -> str:
+        if self.device_hours is not None:
+            return f"{self.device_hours:g} device-hours"
+        return f"{100 * self.run_share:g}%" if self.run_share is not None else f"{self.seconds:g}s"
+
+
+def _budget(value: Any) -> Any:
+    text = str(value).strip()
+    if value is None or isinstance(value, Budget | dict):
+        return value
+    if text.endswith("%"):
+        return Budget(run_share=_positive(text.removesuffix("%"), text) / 100)
+    if text.endswith("device-hours"):
+        return Budget(device_hours=_positive(text.removesuffix("device-hours"), text))
+    return Budget(seconds=parse_seconds(text))
+
+
+def _written(budget: Budget | None) -> str | None:
+    return None if budget is None else str(budget)
+
+
+def _positive(number: str, text: str) -> float:
+    try:
+        return float(number)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a budget such as 20m, 3 device-hours or 5%") from None
 
 
 class LaunchConfig(Strict):
@@ -28,8 +74,8 @@ class LaunchConfig(Strict):
     """The run folder."""
     plan: BatchPlan | None = None
     """Measure only this batch plan, instead of searching for one."""
-    budget_s: Annotated[Duration | None, Field(alias="budget")] = None
-    """Bounds measuring: `20m`, `90s`. Default: no bound."""
+    budget: Annotated[Budget | None, BeforeValidator(_budget), PlainSerializer(_written)] = None
+    """Bounds measuring: `20m`, `3 device-hours`, or `5%` of a training run. Default: no bound."""
     from_checkpoint: str | None = None
     """A state that torch.save wrote: branch it instead of training to the target."""
     zero_stage: ZeroStage = 0
@@ -63,6 +109,13 @@ class LaunchConfig(Strict):
         if isinstance(data, dict) and isinstance(data.get("from_checkpoint"), str):
             data = {**data, "from_checkpoint": str((path.parent / data["from_checkpoint"]).absolute())}
         return parse(cls, data, str(path))
+
+    @property
+    def budget_s(self) -> float | None:
+        """Seconds that measuring may take; None without a bound, and for a share of a run not yet timed."""
+        if self.budget is None or self.budget.device_hours is None:
+            return self.budget.seconds if self.budget is not None else None
+        return 3600 * self.budget.device_hours / self.cluster.max_workers
 
     def to_yaml(self) -> str:
         """Write the launch as YAML that `load` reads back to the same launch."""

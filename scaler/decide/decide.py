@@ -24,6 +24,7 @@ from scaler.decide.lifts import Lift, bound_of, lifted
 from scaler.decide.limits import Limits, conflict
 from scaler.decide.long_runs import branched_answer
 from scaler.decide.objectives import Objective, load_objective
+from scaler.decide.outcomes import joined
 from scaler.decide.pareto import pareto_front
 from scaler.decide.reasons import batch_reason
 from scaler.decide.risk import drawn_outcomes, out_of_memory, regret
@@ -31,6 +32,7 @@ from scaler.decide.rules import rules_of_thumb
 from scaler.decide.space import Space
 from scaler.decide.spread import with_spread
 from scaler.errors import BadInput, NothingFeasible
+from scaler.fit.memory import said_bytes
 from scaler.fit.speeds import with_measured_speeds
 from scaler.records import Record, ThroughputRecord
 from scaler.stats import Floats
@@ -76,7 +78,8 @@ def decide(
         sizes.reference_global_batch, sizes.reference_learning_rate, sizes.reference_warmup_examples
     )
     runs = [r for r in records if isinstance(r, ThroughputRecord) and not r.held_out]
-    cluster = with_measured_speeds(limits.applied(cluster), runs)
+    allowed = limits.counts(cluster)
+    cluster = with_measured_speeds(limits.applied(cluster, said_bytes(records)), runs)
     timed = {run.plan.zero_stage for run in runs} or {0}
     stages = [
         fit_all(records, cluster, stage, measured_on)
@@ -85,7 +88,7 @@ def decide(
     goal = _goal(objective, limits, stages[0])
     if limits.efficiency_loss is None and stages[0].reached:
         limits = limits.model_copy(update={"efficiency_loss": goal.EFFICIENCY_LOSS})
-    counts: Sequence[int] = [pinned.workers] if pinned else cluster.worker_counts
+    counts: Sequence[int] = [pinned.workers] if pinned else allowed
     spaces = (
         []
         if pinned
@@ -215,8 +218,9 @@ def _nothing(
     """Make the error of a cluster without any answer."""
     filled = [space for space in spaces if len(space)]
     if limits.on_outcomes and filled:
-        space = filled[0]
-        return conflict(limits, space.outcomes(), lambda place: _words(space.entry(place)))
+        places = [(space, place) for space in filled for place in range(len(space))]
+        outcomes = joined([space.outcomes() for space in filled])
+        return conflict(limits, outcomes, lambda i: _words(places[i][0].entry(places[i][1])))
     faults = [f"  - {workers} workers: {why}" for workers, why in infeasible.items()]
     return NothingFeasible(
         "\n".join([f"no batch configuration for {cluster.name}:", *faults]),

@@ -45,8 +45,9 @@ def lifted(
         return []
     batches = list(fits.examples)
     largest, data = max(batches), fits.train_examples
-    further = 2 * largest if len(fits.reached) > 1 else largest
     whole = largest == data
+    further = 2 * largest if whole else max(largest, min(2 * largest, data))
+    further = further if len(fits.reached) > 1 else largest
     usual = Space.of(fits, cluster, counts, batches)
     spaces: list[tuple[Bound, str, Space]] = [
         ("memory", "device memory for any batch in one pass", Space.of(fits, cluster, counts, batches, True)),

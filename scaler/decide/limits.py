@@ -33,33 +33,37 @@ class Limits(Strict):
     efficiency_loss: Annotated[float | None, Field(gt=0, lt=1)] = None
     """Share of the examples to target that a smaller batch would not need."""
 
-    def applied(self, cluster: Cluster) -> Cluster:
-        """Give the cluster with no more workers and device memory than allowed.
+    def counts(self, cluster: Cluster) -> range:
+        """Give the cluster's worker counts that are allowed, smallest first.
 
         Raises:
-            BadInput: it needs more workers than that, or its devices are unequal.
+            BadInput: it has more workers than that at least.
         """
-        update: dict[str, object] = {}
-        if self.workers is not None and self.workers < cluster.max_workers:
-            if self.workers < cluster.min_workers:
-                raise BadInput(
-                    f"at most {self.workers} workers are allowed, and {cluster.name} has at least "
-                    f"{cluster.min_workers}",
-                    hint=f"the nearest that both allow is {cluster.min_workers} workers",
-                )
-            update |= {
-                "workers": (cluster.min_workers, self.workers),
-                "nodes": cluster.nodes_of(self.workers),
-            }
-        if self.memory_bytes is not None:
-            if cluster.devices:
-                raise BadInput(
-                    f"{cluster.name} has unequal devices: there is no one memory to limit",
-                    hint="give each of its devices a smaller device_memory",
-                )
-            own = cluster.capacity_bytes()
-            update["device_memory_bytes"] = min(self.memory_bytes, own or self.memory_bytes)
-        return cluster.model_copy(update=update)
+        most = cluster.max_workers if self.workers is None else min(self.workers, cluster.max_workers)
+        if most < cluster.min_workers:
+            raise BadInput(
+                f"at most {most} workers are allowed, and {cluster.name} has at least {cluster.min_workers}",
+                hint=f"the nearest that both allow is {cluster.min_workers} workers",
+            )
+        return range(cluster.min_workers, most + 1)
+
+    def applied(self, cluster: Cluster, said_bytes: int | None = None) -> Cluster:
+        """Give the cluster with no more device memory than allowed.
+
+        `said_bytes` is what the devices themselves said, for a cluster that does not say it.
+
+        Raises:
+            BadInput: its devices are unequal.
+        """
+        if self.memory_bytes is None:
+            return cluster
+        if cluster.devices:
+            raise BadInput(
+                f"{cluster.name} has unequal devices: there is no one memory to limit",
+                hint="give each of its devices a smaller device_memory",
+            )
+        own = cluster.capacity_bytes() or said_bytes or self.memory_bytes
+        return cluster.model_copy(update={"device_memory_bytes": min(self.memory_bytes, own)})
 
     def excess(self, outcomes: Outcomes) -> dict[str, Floats]:
         """Give, for each limit on an outcome, how many times it is reached: at most 1 keeps it."""

@@ -10,6 +10,7 @@ from scaler.decide.space import Space
 from scaler.stats import Floats
 
 _ALIKE = 0.01  # a plan that is better by less than this in one, and worse in another, is not listed
+_MOST = 24  # points; with more, plans must differ by more
 
 
 def pareto_front(spaces: Sequence[Space], limits: Limits) -> tuple[ParetoPoint, ...]:
@@ -24,11 +25,24 @@ def pareto_front(spaces: Sequence[Space], limits: Limits) -> tuple[ParetoPoint, 
         for batch in np.unique(space.global_batch[usable]):
             own = usable[space.global_batch[usable] == batch]
             found += [(points[i], _point(space, int(i), points[i])) for i in own[_steps(points[own, :2])]]
-    kept: list[tuple[Floats, ParetoPoint]] = []
-    for values, point in sorted(found, key=lambda pair: tuple(pair[0])):
-        if not any((better <= values * (1 + _ALIKE)).all() for better, _ in kept):
-            kept.append((values, point))
-    return tuple(point for _, point in kept)
+    found.sort(key=lambda pair: tuple(pair[0]))
+    alike, kept = _ALIKE, _thinned(found, _ALIKE)
+    while len(kept) > _MOST:
+        alike *= 1.5
+        kept = _thinned(found, alike)
+    return tuple(kept)
+
+
+def _thinned(found: Sequence[tuple[Floats, ParetoPoint]], alike: float) -> list[ParetoPoint]:
+    """Leave out, of points fastest first, those that a kept one beats in everything but a small share."""
+    values, kept = np.zeros((0, 3)), list[ParetoPoint]()
+    for own, point in found:
+        if not (values <= own * (1 + alike)).all(axis=1).any():
+            values = np.vstack([values, own])
+            kept.append(point)
+            if len(kept) > _MOST:
+                break
+    return kept
 
 
 def _steps(points: Floats) -> list[int]:

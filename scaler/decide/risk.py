@@ -30,10 +30,10 @@ def drawn_outcomes(found: Sequence[Option], cluster: Cluster) -> Outcomes:
         assert fits.step_time is not None
         shapes = [shape_of(plan, cluster.nodes_of(plan.workers)) for plan in plans]
         step_time_s[:, places] = fits.step_time.draw_s(shapes, DRAWS, seed=1)
-        if fits.convergence is not None:
-            batches, which = np.unique([plan.global_batch for plan in plans], return_inverse=True)
-            drawn = fits.convergence.draw_examples(batches.tolist(), DRAWS, seed=2)
-            examples[:, places] = drawn[:, which]
+    convergence = found[0].fits.convergence  # of all stages: the same trials
+    if convergence is not None:
+        batches, which = np.unique([option.plan.global_batch for option in found], return_inverse=True)
+        examples = convergence.draw_examples(batches.tolist(), DRAWS, seed=2)[:, which]
     return replace(outcomes_of(found, cluster), step_time_s=step_time_s, examples=examples)
 
 

@@ -78,7 +78,7 @@ class ConvergenceFit:
         found = self.steps.draw(global_batches, draws, seed)
         for i, batch in enumerate(global_batches):
             if batch not in self.chosen:
-                found[:, i] *= self.rates.draw_cost(batch, self.learning_rate(batch), draws, seed + i + 1)
+                found[:, i] *= self.rates.draw_cost(batch, self.learning_rate(batch), draws, seed + batch)
         return found
 
 

@@ -40,8 +40,7 @@ class HingeFit(Strict):
 
     def peak_bytes(self, micro_batch: int, accumulation: int = 1) -> Estimate:
         """Predict the peak of a plan."""
-        value = max(self.floor_bytes, self.fixed_bytes + self.per_example_bytes * micro_batch)
-        value += self.accumulating_bytes if accumulation > 1 else 0.0
+        value = self._typical_bytes(micro_batch, accumulation)
         half = self._half_width_bytes(micro_batch)
         return Estimate(
             value=value,
@@ -50,6 +49,10 @@ class HingeFit(Strict):
             samples=self.samples,
             method=_METHOD,
         )
+
+    def _typical_bytes(self, micro_batch: int, accumulation: int) -> float:
+        value = max(self.floor_bytes, self.fixed_bytes + self.per_example_bytes * micro_batch)
+        return value + (self.accumulating_bytes if accumulation > 1 else 0.0)
 
     def _half_width_bytes(self, micro_batch: int) -> float | None:
         """Half-width of a new peak's 90% interval: it grows away from what was measured."""
@@ -71,7 +74,7 @@ class HingeFit(Strict):
         failed = self.smallest_failed_accumulating if accumulation > 1 else self.smallest_failed
         bound = min(4 * self.largest_measured, (failed or 2**62) - 1)
         return largest_that_fits(
-            lambda size: self.peak_bytes(size, accumulation).value,
+            lambda size: self._typical_bytes(size, accumulation),
             cluster,
             capacity_bytes or self.capacity_bytes,
             bound,

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from scaler.fit.hinge import HingeFit, fit_hinge
 from scaler.fit.traced import TracedFit, fit_traced
-from scaler.records import MemoryRecord, PredictionRecord
+from scaler.records import MemoryRecord, PredictionRecord, Record
 
 MemoryFit = TracedFit | HingeFit
 
@@ -21,8 +21,7 @@ def fit_memory(
     """
     records = list(records)
     probes = [record for record in records if isinstance(record, MemoryRecord)]
-    said = min((r.capacity_bytes for r in records if r.capacity_bytes), default=None)
-    capacity = capacity_bytes or said
+    capacity = capacity_bytes or said_bytes(records)
     curves = [c for r in records if isinstance(r, PredictionRecord) for c in r.prediction.curves]
     fits: MemoryFits = {}
     shapes = {(r.plan.zero_stage, r.plan.workers) for r in probes}
@@ -42,3 +41,9 @@ def memory_for(fits: MemoryFits, workers: int, zero_stage: int = 0) -> MemoryFit
     """Choose the fit for a worker count: the largest known not above it (more never need more each)."""
     below = [count for stage, count in fits if stage == zero_stage and count <= workers]
     return fits[zero_stage, max(below)] if below else None
+
+
+def said_bytes(records: Iterable[Record]) -> int | None:
+    """Find the memory of one device as the devices themselves said; None where none did."""
+    kinds = (r for r in records if isinstance(r, MemoryRecord | PredictionRecord))
+    return min((r.capacity_bytes for r in kinds if r.capacity_bytes), default=None)

@@ -12,16 +12,25 @@ from scaler.probe.memory import MemoryRequest, out_of_memory_record
 from scaler.records import ConvergenceRecord, Record
 from scaler.runs import RunFolder
 from scaler.runtime.protocol import Outcome, Probe, Runtime, Task
+from scaler.units import format_seconds
 
 Progress = Callable[[str, int, int], None]
 """(phase, tasks done, tasks in all)"""
+
+Notice = Callable[[str], None]
+"""Shows a line to the user."""
 
 
 class Evidence:
     """Asks tasks of a runtime, and skips those that the run folder answers already."""
 
     def __init__(
-        self, runtime: Runtime, run: RunFolder, budget_s: float | None, progress: Progress | None = None
+        self,
+        runtime: Runtime,
+        run: RunFolder,
+        budget_s: float | None,
+        progress: Progress | None = None,
+        notice: Notice | None = None,
     ) -> None:
         self.records = run.records()
         self.checkpoint = run.checkpoint
@@ -31,8 +40,26 @@ class Evidence:
         self._started = time.monotonic()
         self._budget_s = budget_s if budget_s is not None else math.inf
         self._progress = progress
+        self._notice = notice
         self._phases: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         self._answers = {r.task: r for r in self.records if not _cut_short(r)}
+
+    def limit_to(self, budget_s: float) -> None:
+        """Bound measuring, from its start on, where it was not before."""
+        self._budget_s = min(self._budget_s, budget_s)
+
+    def say(self, text: str) -> None:
+        """Tell the user something about the measuring."""
+        if self._notice is not None:
+            self._notice(text)
+
+    def spent(self) -> str:
+        """Say what measuring has cost so far, and what is left of the budget."""
+        spent_s = time.monotonic() - self._started
+        text = f"{format_seconds(spent_s)} spent, {spent_s * self.workers / 3600:.2g} device-hours"
+        if math.isinf(self._budget_s):
+            return text
+        return f"{text}; {format_seconds(max(0.0, self.left_s()))} of the budget left"
 
     def out_of_budget(self) -> bool:
         """Whether the budget for measuring is spent."""
@@ -61,6 +88,8 @@ class Evidence:
         """
         unique = {task.key: task for task in tasks}
         open_tasks = [task for key, task in unique.items() if key not in self._answers]
+        if open_tasks and phase not in self._phases and self._phases:
+            self.say(f"{self.spent()}; next: {phase}")
         counts = self._phases[phase]
         counts[1] += len(unique)
         self._count(phase, len(unique) - len(open_tasks), expected)

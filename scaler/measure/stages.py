@@ -12,13 +12,13 @@ from scaler.errors import BadInput
 from scaler.fit.memory import MemoryFits, memory_for
 from scaler.fit.powers import fit_powers
 from scaler.fit.speeds import with_measured_speeds
-from scaler.fit.step_time import StepTimeFit, shape_of
 from scaler.launch import LaunchConfig
 from scaler.measure.branching import measure_branches, start_of, try_reference, users_start
+from scaler.measure.budget import expected_cost, with_run_share
 from scaler.measure.evidence import Evidence, plan_task
 from scaler.measure.learning_rates import search_learning_rates, trial_limit
 from scaler.measure.memory import measure_memory
-from scaler.measure.throughput import measure_throughput
+from scaler.measure.throughput import fastest_step_s, measure_throughput
 from scaler.probe.convergence import ConvergenceRequest, probe_confirmation
 from scaler.probe.memory import MemoryRequest, probe_memory
 from scaler.probe.noise import NoiseRequest, probe_noise
@@ -46,6 +46,7 @@ def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, worker
         NothingFeasible: the model does not fit the device at micro-batch 1.
     """
     sizes = ask_sizes(evidence)
+    evidence.say(expected_cost(launch, workers))
     path = launch.from_checkpoint
     start = users_start(evidence, path) if path is not None else None
     counts = [count for count in launch.cluster.worker_counts if count <= workers]
@@ -56,6 +57,7 @@ def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, worker
     if launch.plan is None:
         batches = with_full_devices(batches, launch.cluster, fits, counts, launch.zero_stage, grain)
     step_time = measure_throughput(evidence, launch, fits, counts, batches)
+    launch = with_run_share(evidence, workload, launch, fits, counts, step_time)
     measure_noise(evidence, workload, fits, counts[-1])
     spread = partial(trial_plan, workload, launch, sizes, fits, workers=counts[-1])
     if path is None:
@@ -72,19 +74,6 @@ def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, worker
         start = start_of(evidence, first)
     if start is not None:
         measure_branches(evidence, workload, launch, sizes, start, spread, counts[-1])
-
-
-def fastest_step_s(
-    launch: LaunchConfig, fits: MemoryFits, counts: Sequence[int], step_time: StepTimeFit | None, batch: int
-) -> float:
-    """Predict the step time of a batch on the worker count where it is fastest; 1 where nothing was timed."""
-    plans = [feasible_plan(batch, count, fits, launch.cluster, launch.zero_stage) for count in counts]
-    if launch.plan is not None:
-        plans = [launch.plan]
-    shapes = [shape_of(plan, launch.cluster.nodes_of(plan.workers)) for plan in plans if plan is not None]
-    if step_time is None or not shapes:
-        return 1.0
-    return min(found.value for found in step_time.predict_all(shapes))
 
 
 def ask_sizes(evidence: Evidence) -> WorkloadRecord:

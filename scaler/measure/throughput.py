@@ -53,6 +53,19 @@ def measure_throughput(
     return fit
 
 
+def fastest_step_s(
+    launch: LaunchConfig, fits: MemoryFits, counts: Sequence[int], step_time: StepTimeFit | None, batch: int
+) -> float:
+    """Predict the step time of a batch on the worker count where it is fastest; 1 where nothing was timed."""
+    plans = [feasible_plan(batch, count, fits, launch.cluster, launch.zero_stage) for count in counts]
+    if launch.plan is not None:
+        plans = [launch.plan]
+    shapes = [shape_of(plan, launch.cluster.nodes_of(plan.workers)) for plan in plans if plan is not None]
+    if step_time is None or not shapes:
+        return 1.0
+    return min(found.value for found in step_time.predict_all(shapes))
+
+
 def _candidates(
     launch: LaunchConfig, fits: MemoryFits, counts: Sequence[int], batches: Sequence[int]
 ) -> list[BatchPlan]:

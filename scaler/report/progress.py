@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from scaler.units import format_seconds
 
@@ -61,6 +62,13 @@ class TerminalProgress:
             self._started_s = time.monotonic()
             self._print(f"{phase}: started, {done} of {total} tasks done")
         self._phase = (phase, done, total)
+
+    def notice(self, text: str) -> None:
+        """Show a line above the bars, or among the lines."""
+        if self._bars is not None:
+            self._bars.console.print(Text(text))
+        else:
+            self._print(text)
 
     def _show(self, bars: Progress, phase: str, done: int, total: int) -> None:
         if phase not in self._tasks:

@@ -152,6 +152,19 @@ def test_a_split_is_exact_even_within_the_limit_and_of_the_fewest_passes(
 
 
 @quiet
+@given(sizes, counts, st.integers(1, 3000), st.floats(0.1, 10))
+def test_equal_devices_share_as_unequal_ones_do_that_have_room(global_batch, workers, limit, speed):
+    assume(workers <= global_batch <= workers * limit)
+    plan = BatchPlan.split(global_batch, workers, limit)
+    limits = [limit] * (workers - 1) + [limit + 1]  # more than is needed
+    assert BatchPlan.split(global_batch, workers, limits, speeds=[speed] * workers) == plan
+    assert BatchPlan.split(global_batch, workers, [limit] * workers, speeds=[speed] * workers) == plan
+    assert sum(plan.micro_batches) == global_batch
+    assert list(plan.micro_batches) == sorted(plan.micro_batches, reverse=True)
+    assert plan.micro_batches[0] - plan.micro_batches[-1] <= 1
+
+
+@quiet
 @given(sizes, st.lists(st.integers(1, 1000), min_size=1, max_size=6))
 def test_a_split_over_unequal_devices_is_exact_and_within_every_limit(global_batch, limits):
     assume(global_batch >= len(limits))

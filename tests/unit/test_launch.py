@@ -24,6 +24,31 @@ def test_a_launch_round_trips_through_yaml(tmp_path: Path) -> None:
     assert before.budget_s == 1200
 
 
+@pytest.mark.parametrize(
+    ("budget", "budget_s", "written"),
+    [
+        ("20m", 1200, "1200s"),
+        (90, 90, "90s"),
+        ("2 device-hours", 1800, "2 device-hours"),  # on the cluster's four workers
+        ("5%", None, "5%"),  # of a run that was not timed yet
+        (None, None, None),
+    ],
+)
+def test_a_budget_is_time_or_device_hours_or_a_share_of_a_run(
+    budget: object, budget_s: float | None, written: str | None, tmp_path: Path
+) -> None:
+    given = launch(budget=budget)
+    assert given.budget_s == budget_s
+    assert (given.budget and str(given.budget)) == written
+    (tmp_path / "launch.yaml").write_text(given.to_yaml(), encoding="utf-8")
+    assert LaunchConfig.load(tmp_path / "launch.yaml") == given
+
+
+def test_what_to_choose_by_and_within_is_part_of_a_launch() -> None:
+    given = launch(objective="cost", limits={"time": "2h", "workers": 2})
+    assert (given.objective, given.limits.time_s, given.limits.workers) == ("cost", 7200, 2)
+
+
 def test_a_cluster_may_be_a_path_relative_to_the_launch_file(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("workers: 2\nkind: cpu\n", encoding="utf-8")
     (tmp_path / "launch").mkdir()
@@ -34,7 +59,7 @@ def test_a_cluster_may_be_a_path_relative_to_the_launch_file(tmp_path: Path) -> 
 
 def test_python_takes_the_same_fields() -> None:
     cluster = Cluster(workers=2, kind="mock", device_memory_bytes=2**20)
-    config = LaunchConfig(workload="digits", cluster=cluster, budget_s=60, plan=BatchPlan.equal(8, 1, 2))
+    config = LaunchConfig(workload="digits", cluster=cluster, budget=60, plan=BatchPlan.equal(8, 1, 2))
     assert config.plan is not None and config.plan.global_batch == 16
 
 
@@ -44,6 +69,10 @@ def test_python_takes_the_same_fields() -> None:
         ({"worklod": "x"}, "did you mean 'workload'"),
         ({"budget": "soon"}, "'soon' is not a duration"),
         ({"budget": "-3m"}, "not a duration"),
+        ({"budget": "many device-hours"}, "not a budget such as"),
+        ({"budget": "150%"}, "less than or equal to 1"),
+        ({"objective": "speed"}, "choose one of cost, examples, throughput, time"),
+        ({"limits": {"tim": "2h"}}, "limits.tim: unknown key"),
         ({"zero_stage": 4}, "less than or equal to 3"),
         ({"seeds": 0}, "greater than 0"),
         ({"runtime": "slurm"}, "'ray' or 'local'"),

@@ -24,6 +24,7 @@ LAYERS = [
     {"decide"},
     {"report"},
     {"launch"},
+    {"answers"},
     {"measure"},
     {"noise_scale"},
     {"callbacks"},
@@ -33,7 +34,7 @@ LAYERS = [
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = ["records", "runs", "fit", "decide", "report", "launch"]
+WITHOUT_TORCH = ["records", "runs", "fit", "decide", "report", "launch", "answers"]
 
 
 def modules() -> dict[str, Path]:

@@ -13,11 +13,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from scaler import LaunchConfig, Reference, Target, Workload, recommend, tune
+from scaler.answers import report
 from scaler.cli import main
 from scaler.cluster import Cluster
 from scaler.decide.config import BatchConfig
 from scaler.errors import BadInput
-from scaler.pipeline import report
 from scaler.records import ConvergenceRecord, Prediction
 from scaler.runs import RunFolder
 from scaler.runtime.replay import ReplayRuntime

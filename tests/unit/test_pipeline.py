@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from scaler import BatchPlan, Cluster, LaunchConfig, Reference, Target, Workload, recommend, tune
+from scaler.answers import report
 from scaler.decide.config import BatchConfig
 from scaler.errors import BadInput, Interrupted, NothingFeasible, WorkloadError
-from scaler.pipeline import report
 from scaler.records import ConvergenceRecord, MemoryRecord, Prediction, PredictionRecord
 from scaler.runs import RunFolder
 from scaler.runtime.replay import ReplayRuntime

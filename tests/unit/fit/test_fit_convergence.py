@@ -84,6 +84,51 @@ def test_nothing_is_fitted_where_no_trial_reached_the_target():
     )
 
 
+def test_many_batches_are_predicted_as_one_is():
+    fit = fit_convergence(trials(), SGD)
+    asked = [64, 100, 256, 1024]
+    alone = [fit.examples(batch) for batch in asked]
+    assert fit.examples_of(asked) == alone
+    assert fit.typical_examples(asked) == pytest.approx(np.array([found.value for found in alone]))
+    assert fit.typical_examples([100.5])[0] > 0
+
+
+def test_draws_lie_around_what_is_predicted_of_the_batches_tried():
+    fit = fit_convergence(trials(), SGD)
+    drawn = fit.draw_examples([64, 256], 10_000, seed=1)
+    for i, batch in enumerate((64, 256)):
+        mean = fit.examples(batch, n_seeds=10**6)
+        assert np.median(drawn[:, i]) == pytest.approx(mean.value, rel=0.02)
+        assert np.quantile(drawn[:, i], [0.05, 0.95]) == pytest.approx(
+            np.array([mean.low, mean.high]), rel=0.05
+        )
+
+
+def test_an_untried_batch_may_need_more_for_its_rate_was_not_tried():
+    fit = fit_convergence(trials(), SGD)
+    drawn = fit.draw_examples([128], 10_000, seed=1)[:, 0]
+    bare = fit.steps.draw([128], 10_000, seed=1)[:, 0]
+    assert (drawn >= bare).all()
+    cost = fit.rates.cost(128, fit.learning_rate(128))
+    assert cost.value <= np.mean(drawn / bare) <= cost.high
+
+
+def test_draws_of_the_same_batch_are_the_same():
+    fit = fit_convergence(trials(), SGD)
+    drawn = fit.draw_examples([64, 128, 64, 128], 500, seed=4)
+    assert drawn[:, 0] == pytest.approx(drawn[:, 2])
+    assert drawn[:, 1] == pytest.approx(drawn[:, 3])
+    assert np.array_equal(drawn, fit.draw_examples([64, 128, 64, 128], 500, seed=4))
+
+
+def test_one_batch_alone_does_not_vary_and_says_nothing_of_others():
+    fit = fit_convergence(trials(batches=(64,)), SGD)
+    mean = fit.examples(64).value
+    assert fit.examples_of([64])[0].value == mean
+    assert (fit.draw_examples([64, 64], 10) == mean).all()
+    assert fit.typical_examples([64, 128]) == pytest.approx(np.array([mean, np.nan]), nan_ok=True)
+
+
 @pytest.mark.parametrize(
     ("name", "betas", "growth"),
     [

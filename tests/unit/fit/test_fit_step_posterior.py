@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from step_truths import OVERHEAD_S, PER_EXAMPLE_S, DrawnTruth, plain_s, rows, spread
 
 from scaler.fit.step_model import StepShape
@@ -211,3 +212,69 @@ def test_a_thousand_micro_batches_are_fitted_at_once():
     fit = fit_step_rows(rows([StepShape(1, 1 + m % 4, m) for m in range(1, 1001)], noise=0.03))
     for shape in (StepShape(1, 2, 500), StepShape(1, 8, 2000)):
         assert fit.predict(shape).value == pytest.approx(plain_s(shape), rel=0.1)
+
+
+# Very many shapes at once, and draws
+
+SPREAD_OUT = [*KNOWN, *spread((4, 8), (8, 64), nodes=2)]
+FITTED = {
+    "one worker": spread((1,), (8, 64)),
+    "one node": KNOWN,
+    "two nodes": SPREAD_OUT,
+    "several nodes only": spread((4, 8), (8, 64), nodes=4),
+    "one micro-batch": spread((1, 2), (64,)),
+}
+
+
+@quiet
+@given(
+    st.sampled_from(sorted(FITTED)),
+    st.lists(shapes, min_size=1, max_size=12),
+    st.integers(1, 9),
+    st.booleans(),
+)
+def test_very_many_shapes_are_predicted_as_one_is(known, asked, nodes, accumulating):
+    fit = fit_step_rows(rows(FITTED[known], noise=0.03))
+    asked = [*asked, StepShape(nodes, 3 * nodes, 77, 1 + accumulating), *FITTED[known]]
+    columns = [
+        np.array([getattr(shape, name) for shape in asked], dtype=float)
+        for name in ("nodes", "workers", "micro_batch", "accumulation")
+    ]
+    expected = [estimate.value for estimate in fit.predict_all(asked)]
+    assert fit.typical_s(*columns) == pytest.approx(np.array(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_draws_spread_as_the_interval_without_the_noise_of_a_run(name):
+    fit = fit_step_rows(rows(SPREAD_OUT, noise=NOISE))
+    shape = CASES[name]
+    estimate, drawn = fit.predict(shape), fit.draw_s([shape], 20_000, seed=1)[:, 0]
+    low, middle, high = np.log(np.quantile(drawn, [0.05, 0.5, 0.95]))
+    assert middle == pytest.approx(np.log(estimate.value), abs=0.01)
+    # The noise of a run, added in squares, gives the interval back, as far as that is linear.
+    run = student(fit) * fit.posterior.noise
+    scale = student(fit) / stats.norm.ppf(0.95)
+    wanted = np.log([estimate.value / estimate.low, estimate.high / estimate.value])
+    found = np.hypot(scale * np.array([middle - low, high - middle]), run)
+    assert found == pytest.approx(wanted, rel=0.1 if shape.nodes <= 2 else 0.25)
+
+
+def student(fit):
+    return stats.t.ppf(0.95, fit.posterior.degrees_of_freedom)
+
+
+def test_draws_of_plans_alike_move_together():
+    fit = fit_step_rows(rows(KNOWN, noise=NOISE))
+    asked = [StepShape(1, 4, 64), StepShape(1, 4, 64), StepShape(1, 4, 70), StepShape(1, 1, 512)]
+    drawn = np.log(fit.draw_s(asked, 4000, seed=2))
+    assert drawn[:, 0] == pytest.approx(drawn[:, 1], abs=1e-6)
+    together = np.corrcoef(drawn.T)
+    assert together[0, 2] > 0.9 > together[0, 3]
+
+
+def test_the_same_seed_gives_the_same_draws():
+    fit = fit_step_rows(rows(KNOWN, noise=NOISE))
+    asked = list(CASES.values())
+    assert np.array_equal(fit.draw_s(asked, 50, seed=3), fit.draw_s(asked, 50, seed=3))
+    assert not np.array_equal(fit.draw_s(asked, 50, seed=3), fit.draw_s(asked, 50, seed=4))
+    assert (fit.draw_s(asked, 50) > 0).all()

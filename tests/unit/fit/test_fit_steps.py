@@ -207,3 +207,36 @@ def test_coverage_with_runs_cut_at_a_limit():
         estimate = fit_batch_runs(runs).examples(512)
         hits += estimate.low <= hyperbola(512) * np.exp(0.06 * draw.normal()) <= estimate.high
     assert covers_90_percent(hits, repeats) or hits / repeats > 0.9
+
+
+# Draws
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("curve", [hyperbola, flat, linear])
+def test_draws_agree_with_the_interval_of_the_mean_of_very_many_runs(curve, seeds):
+    fit = fit_batch_runs(measured(curve, seeds=seeds))
+    batches = [32, 128, 300, 1024, 4096]
+    drawn = np.log(fit.draw(batches, 20_000, seed=1))
+    for i, estimate in enumerate(fit.examples_at(batches, [10**6] * len(batches))):
+        low, middle, high = np.quantile(drawn[:, i], [0.05, 0.5, 0.95])
+        width = np.log(estimate.high / estimate.low)
+        assert middle == pytest.approx(np.log(estimate.value), abs=0.06 * width)
+        assert low == pytest.approx(np.log(estimate.low), abs=0.06 * width)
+        assert high == pytest.approx(np.log(estimate.high), abs=0.06 * width)
+
+
+def test_draws_of_the_same_batch_are_the_same_and_of_near_ones_alike():
+    fit = fit_batch_runs(measured())
+    drawn = np.log(fit.draw([256, 256, 300, 4096], 4000, seed=2))
+    assert drawn[:, 0] == pytest.approx(drawn[:, 1], abs=1e-6)
+    together = np.corrcoef(drawn.T)
+    assert together[0, 2] > together[0, 3]
+
+
+def test_the_same_seed_gives_the_same_draws_and_another_gives_others():
+    fit = fit_batch_runs(measured())
+    first, again, other = (fit.draw([64, 512], 100, seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert first.shape == (100, 2) and (first > 0).all()

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import pytest
 from asking import Asked
@@ -173,6 +174,25 @@ def test_progress_counts_each_phase(run, runtime):
     assert all(d <= total for _, d, total in seen)
     assert done[-1][1] == done[-1][2]
     assert ("workload", 1, 1) in seen
+
+
+def test_what_is_spent_and_left_is_said_at_each_phase(run, runtime):
+    said = []
+    evidence = Evidence(runtime, run, 7200.0, notice=said.append)
+    evidence.ask("workload", [SIZES])
+    assert said == []
+    evidence.ask("memory", PEAKS[:1])
+    evidence.ask("memory", PEAKS[:2])
+    (line,) = said
+    assert re.fullmatch(r".+ spent, .+ device-hours; 1h59m5\ds of the budget left; next: memory", line)
+
+
+def test_a_budget_may_be_set_later_and_only_shrinks(run, runtime):
+    evidence = Evidence(runtime, run, None)
+    assert math.isinf(evidence.left_s())
+    evidence.limit_to(100.0)
+    evidence.limit_to(1000.0)
+    assert 90 < evidence.left_s() <= 100
 
 
 def test_a_model_with_a_lambda_is_no_hindrance_in_process(run, tiny, cluster):

@@ -115,7 +115,7 @@ def test_a_reference_that_reaches_its_target_is_searched_on(study):
 
 def test_a_reference_that_takes_too_long_is_branched_where_it_stands(study, slow_trials):
     far = Target(NEVER, "min", max_examples=10**9, evaluate_every=10**4)
-    here = study(far, budget_s=BUDGET_S).measure()
+    here = study(far, budget=BUDGET_S).measure()
     (trial,) = here.of(ConvergenceRecord)
     assert trial.stop == "deadline"
     assert trial.time_limit_s == pytest.approx(0.3 * BUDGET_S)
@@ -207,7 +207,7 @@ def test_branching_ends_with_the_first_batch_that_loses(study, state):
 
 def test_a_run_that_was_branched_is_resumed_without_a_question(study, slow_trials):
     far = Target(NEVER, "min", max_examples=10**9, evaluate_every=10**4)
-    here = study(far, budget_s=BUDGET_S).measure()
+    here = study(far, budget=BUDGET_S).measure()
     before = here.run.records()
     here.measure()
     assert here.asked(ConvergenceRequest) == here.asked(BranchRequest) == []
@@ -216,8 +216,8 @@ def test_a_run_that_was_branched_is_resumed_without_a_question(study, slow_trial
 
 def test_a_longer_budget_trains_the_reference_further(study, slow_trials):
     far = Target(NEVER, "min", max_examples=10**9, evaluate_every=10**4)
-    study(far, budget_s=BUDGET_S / 4).measure()
-    longer = study(far, budget_s=BUDGET_S).measure()
+    study(far, budget=BUDGET_S / 4).measure()
+    longer = study(far, budget=BUDGET_S).measure()
     (asked,) = longer.asked(ConvergenceRequest)
     assert asked.time_limit_s == pytest.approx(0.3 * BUDGET_S)
     starts = [b.start_examples for b in longer.of(BranchRecord)]
@@ -226,7 +226,7 @@ def test_a_longer_budget_trains_the_reference_further(study, slow_trials):
 
 def test_an_interrupted_study_goes_on_from_the_same_state(study, slow_trials):
     far = Target(NEVER, "min", max_examples=10**9, evaluate_every=10**4)
-    here = study(far, budget_s=BUDGET_S).measure()
+    here = study(far, budget=BUDGET_S).measure()
     whole = [r.task for r in here.of(BranchRecord)]
     lines = here.run.records_file.read_bytes().splitlines(keepends=True)
     cut = next(i for i, line in enumerate(lines) if b'"kind":"branch"' in line) + 2
@@ -245,7 +245,7 @@ def test_the_budget_holds_whatever_the_steps_take(study):
 
     budget_s, task_s = 3.0, 10.0
     far = Target(NEVER, "min", max_examples=10**9, evaluate_every=10**9)
-    here = study(far, fields={"model": lambda: Slow(4, 1)}, budget_s=budget_s)
+    here = study(far, fields={"model": lambda: Slow(4, 1)}, budget=budget_s)
     started = time.monotonic()
     here.measure()
     assert time.monotonic() - started < budget_s + task_s
