@@ -3,35 +3,36 @@
     SCALER_DATA=DIR python benchmarks/decision.py [t4 | zeus | digits | mnist ...] [--decisions N]
 
 Regret is the true time to target of the choice over that of the best choice, less 1. A decision sees a few of
-the measurements; the truth is made of those that it did not see.
+the measurements, through the fits of the package. Where they are public, the truth of a batch is the mean of
+the runs that the decision did not see.
 
-t4: step times on T4 GPUs (Pollux, OSDI'21 artifact). The cluster is a placement of 5 to 16 GPUs that was not
-    timed, and offers every global batch with a measured step time there. Known are step times on up to four
-    GPUs: five placements, three micro-batches each. `validated`: global batches of which a training run to the
-    target was recorded (99% of the best metric that every run reaches); one of them at a time is not known.
-    `all batches`: examples by the gradient noise recorded along the run of the nearest batches, until the
-    reference's last epoch; known are four batches, evenly apart. That is the law of Pollux's own model, which
-    sees here the mean noise of the reference's run, and fits its step times to the same rows as ours.
-zeus: epochs to target, several runs of every batch (one V100). Known are two runs and the time of an epoch at
-    four batches evenly apart; all batches can be chosen. The truth is the mean over the other runs. To each
-    of the three hardest targets that six batches always reach at least, with ten draws of the known runs.
-digits, mnist: the search of `scaler tune` on a surrogate of the recorded grid (`surrogate.py`), a step being as
-    long as its examples and an overhead, and then the choice among the batches that it reached and those
+t4: step times on T4 GPUs (Pollux, OSDI'21 artifact). The cluster is one placement of 5 to 16 GPUs, not timed.
+    Known are step times on up to four GPUs: five placements, three micro-batches each.
+    Batches that were trained: three runs of each application, to 99% of the best metric that all of them
+    reach; each in turn is not known. Between two micro-batches measured times are interpolated.
+    All batches: every one with a measured step time from the reference's on. Examples are those until the
+    reference's last epoch, by the gradient noise recorded along the runs of the nearest batches; known are
+    four batches, evenly apart. So Pollux's law holds here; its model sees the mean noise of the reference's
+    run, and fits its own step times to the same rows as ours.
+zeus: epochs to target, four to ten runs of every batch, on one V100. Known are two runs of four batches,
+    evenly apart, and the time of an epoch; all batches can be chosen. To each of the three hardest targets
+    that six batches always reach at least (others are left out), with ten draws of the known runs.
+digits, mnist: the search of `scaler tune` on a surrogate of the recorded grid (`surrogate.py`), a step being
+    as long as its examples and an overhead, and then the choice among the batches that it reached and those
     between. Intervals of examples to target at the choice are held against ten fresh draws each.
 """
 
 import argparse
-import csv
 import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import numpy as np
 from coverage import coverage
+from decision_data import Traces, shape, spread, workers, zeus_series
 from figure import Figure, table
 from learning_rate import GRIDS, grid_file
 from step_time import APPS, pollux
@@ -45,14 +46,11 @@ from scaler.fit.step_posterior import Rows
 from scaler.fit.step_time import fit_step_rows
 from scaler.fit.steps import BatchRuns, fit_batch_runs
 from scaler.measure.learning_rates import search_learning_rates
-from scaler.stats import Floats
 from scaler.workload import load_workload
 
 GOAL = "median at most 3%, mean at most 5%, worst at most 25%"
-TIMED = ("1", "2", "4", "11", "22")
-CLOSE = 0.99
-DRAWS, SEEN, EASIEST, FEWEST = 10, 2, 3, 6  # zeus: of known runs; runs a batch; targets; batches a target
-FRESH = 10
+DRAWS, SEEN = 10, 2  # zeus: draws of what is known; runs of a batch
+FRESH, NO_LIMIT = 10, 1e12
 
 Regrets = dict[str, list[float]]
 """By way of choosing."""
@@ -71,90 +69,6 @@ def figure(what: str, found: Regrets, method: str) -> Figure:
 
     n = len(found["ours"])
     return Figure(f"regret, {what}", GOAL, "; ".join(words(*i) for i in found.items()), f"{n:,} {method}")
-
-
-def spread(batches: Sequence[int], number: int) -> list[int]:
-    """Take so many of them, evenly apart."""
-    places = np.linspace(0, len(batches) - 1, number).round().astype(int)
-    return [batches[i] for i in dict.fromkeys(places.tolist())]
-
-
-@dataclass(frozen=True)
-class Traces:
-    """One application on T4 GPUs."""
-
-    step_s: Mapping[str, Mapping[int, float]]
-    """By placement and micro-batch."""
-    sync_s: Mapping[str, Mapping[int, float]]
-    runs: Mapping[int, Mapping[str, Floats]]
-    """Columns of the training run at each global batch, a value an epoch."""
-
-    @classmethod
-    def load(cls, folder: Path) -> "Traces":
-        step: dict[str, dict[int, float]] = defaultdict(dict)
-        sync: dict[str, dict[int, float]] = defaultdict(dict)
-        for row in read(folder / "placements.csv"):
-            step[row["placement"]][int(row["local_bsz"])] = float(row["step_time"])
-            sync[row["placement"]][int(row["local_bsz"])] = float(row["sync_time"])
-        runs = {}
-        for path in folder.glob("validation-*.csv"):
-            rows = read(path)
-            runs[int(path.stem.split("-")[1])] = {n: np.array([float(r[n]) for r in rows]) for n in rows[0]}
-        return cls(step, sync, dict(sorted(runs.items())))
-
-    @property
-    def asked(self) -> list[str]:
-        return [placement for placement in self.step_s if workers(placement) > 4]
-
-    def known(self) -> Rows:
-        cells = [(p, m) for p in TIMED for m in spread(sorted(self.step_s[p]), 3)]
-        return Rows(
-            shapes=tuple(shape(p, m) for p, m in cells),
-            step_time_s=np.array([self.step_s[p][m] for p, m in cells]),
-            sync_time_s=np.array([self.sync_s[p][m] for p, m in cells]),
-        )
-
-    def measured_s(self, placement: str, batch: int) -> float:
-        """Give the measured step time; between two micro-batches on the line of logarithms."""
-        of = self.step_s[placement]
-        sizes = np.log(sorted(of))
-        logs = np.log([of[size] for size in sorted(of)])
-        return float(np.exp(np.interp(np.log(batch / workers(placement)), sizes, logs)))
-
-    def trained(self) -> dict[int, float]:
-        """Examples to the target at the batches that were trained."""
-        level = CLOSE * min(run["metric"].max() for run in self.runs.values())
-        return {b: b * run["iteration"][np.argmax(run["metric"] >= level)] for b, run in self.runs.items()}
-
-    def examples(self, batch: float) -> float:
-        """Examples until the reference's last epoch, by the noise recorded at the nearest batches."""
-        logs = [np.log(self._by_noise(run, batch).sum()) for run in self.runs.values()]
-        return float(np.exp(np.interp(np.log(batch), np.log(list(self.runs)), logs)))
-
-    def pollux_examples(self, batch: float) -> float:
-        """The same, by the mean noise of the reference's run."""
-        run = self.runs[min(self.runs)]
-        mean = run | {name: run[name].mean() for name in ("grad_var", "grad_sqr")}
-        return float(self._by_noise(mean, batch).sum())
-
-    def _by_noise(self, run: Mapping[str, Floats], batch: float) -> Floats:
-        """Examples of every epoch: a step of `batch` makes AdaScale's gain of the reference's progress."""
-        noise, signal, first = run["grad_var"], run["grad_sqr"], min(self.runs)
-        steps = (noise * first / batch + signal) / (noise + signal)
-        return np.asarray(batch * steps * np.diff(run["progress"], prepend=0))
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def workers(placement: str) -> int:
-    return sum(map(int, placement))
-
-
-def shape(placement: str, micro_batch: int) -> StepShape:
-    return StepShape(len(placement), workers(placement), micro_batch)
 
 
 def t4(folder: Path) -> list[Figure]:
@@ -234,35 +148,98 @@ def ends(batches: Sequence[int]) -> dict[str, int]:
     return {"the largest": batches[-1], "the smallest": batches[0]}
 
 
-@dataclass(frozen=True)
-class Series:
-    """Runs of one Zeus workload to one target."""
+def zeus(folder: Path) -> list[Figure]:
+    found: Regrets = defaultdict(list)
+    series = zeus_series(folder / "zeus")
+    for epochs, epoch_s in series:
+        for number in range(DRAWS):
+            decide_zeus(epochs, epoch_s, Random(number), found)
+    method = f"decisions ({len(series)} targets of three workloads x {DRAWS} draws of the known runs)"
+    return [figure("Zeus, two runs of four batches known", found, method)]
 
-    epochs: Mapping[int, Sequence[float]]
-    """By batch."""
-    epoch_s: Mapping[int, float]
 
-    def decide(self, random: Random, found: Regrets) -> None:
-        """Draw what is known, choose, and note the regret on the other runs."""
-        known = spread(sorted(self.epochs), 4)
-        seen = {batch: random.sample(range(len(self.epochs[batch])), SEEN) for batch in known}
-        runs = {batch: [self.epochs[batch][i] for i in of] for batch, of in seen.items()}
-        truth = {
-            batch: float(np.mean([e for i, e in enumerate(of) if i not in seen.get(batch, ())]))
-            * self.epoch_s[batch]
-            for batch, of in self.epochs.items()
-        }
-        rows = Rows(
-            shapes=tuple(StepShape(1, 1, batch) for batch in known),
-            step_time_s=np.array([self.epoch_s[b] * b for b in known]),  # in some unit
-            sync_time_s=np.full(len(known), np.nan),
-        )
-        batches = sorted(self.epochs)
-        examples = fit_batch_runs([BatchRuns(b, tuple(of)) for b, of in runs.items()]).examples_at(
-            batches, [1] * len(batches)
-        )
-        steps = fit_step_rows(rows).predict_all([StepShape(1, 1, batch) for batch in batches])
-        times = {b: e.value / b * s.value for b, e, s in zip(batches, examples, steps, strict=True)}
-        tried = min(runs, key=lambda b: float(np.mean(runs[b])) * self.epoch_s[b])
-        chosen = {"ours": min(times, key=times.__getitem__), "the best of those known": tried}
-        note(found, truth, chosen | ends(batches))
+def decide_zeus(
+    epochs: Mapping[int, Sequence[float]], epoch_s: Mapping[int, float], random: Random, found: Regrets
+) -> None:
+    batches = sorted(epochs)
+    seen = {b: random.sample(range(len(epochs[b])), SEEN) for b in spread(batches, 4)}
+    runs = {b: tuple(epochs[b][i] for i in of) for b, of in seen.items()}
+    fresh = {b: [e for i, e in enumerate(of) if i not in seen.get(b, ())] for b, of in epochs.items()}
+    truth = {b: float(np.mean(of)) * epoch_s[b] for b, of in fresh.items()}
+    fit = fit_batch_runs([BatchRuns(b, of) for b, of in runs.items()])
+    examples = [e.value for e in fit.examples_at(batches, [1] * len(batches))]
+    rows = Rows(
+        shapes=tuple(StepShape(1, 1, b) for b in runs),
+        step_time_s=np.array([epoch_s[b] * b for b in runs]),  # in a unit of its own
+        sync_time_s=np.full(len(runs), np.nan),
+    )
+    fitted = fit_step_rows(rows).predict_all([StepShape(1, 1, b) for b in batches])
+    timed = [epoch_s[b] for b in batches]
+    few = [e.value / b for e, b in zip(fitted, batches, strict=True)]
+    chosen = {
+        name: batches[int(np.argmin(np.multiply(examples, times)))]
+        for name, times in (("ours", timed), ("ours, epochs of those four timed only", few))
+    }
+    chosen["the best mean of those four"] = min(runs, key=lambda b: float(np.mean(runs[b])) * epoch_s[b])
+    note(found, truth, chosen | ends(batches))
+
+
+def grid(name: str, decisions: int) -> list[Figure]:
+    surrogate, overhead = Surrogate(grid_file(name)), GRIDS[name].overhead_examples
+    found: Regrets = defaultdict(list)
+    groups = {}
+    for number in range(decisions):
+        batch, rate, interval = search(name, surrogate, overhead, number)
+        per_example = {b: overhead / b + 1 for b in surrogate.batches}
+        truth = {b: surrogate.best(b)[1] * per_example[b] for b in surrogate.batches}
+        best = min(truth.values())
+        found["ours"].append(surrogate.mean(batch, rate) * per_example[batch] / best - 1)
+        note(found, truth, {"the same batch at its best rate": batch, **ends(surrogate.batches)})
+        random = Random(number)
+        fresh = [math.log(surrogate.draw(batch, rate, NO_LIMIT, random)[0]) for _ in range(FRESH)]
+        groups[str(number)] = ([interval[0]] * FRESH, [interval[1]] * FRESH, fresh)
+    judged = coverage(groups)
+    return [
+        figure(f"{name}, learning rates searched", found, "searches on a surrogate of the recorded grid"),
+        Figure(
+            f"{name}: 90% interval of examples to target at the choice",
+            "coverage's interval holds 90%",
+            f"{judged.inside:.1%} inside ({judged.low:.1%} to {judged.high:.1%})",
+            f"{decisions} searches x {FRESH} fresh draws; exact binomial interval, clustered by search",
+        ),
+    ]
+
+
+def search(name: str, surrogate: Surrogate, overhead: float, seed: int) -> tuple[int, float, list[float]]:
+    """Search once: the batch chosen, its rate, and the logarithms of its interval's ends."""
+    workload, evidence = load_workload(name), SurrogateEvidence(surrogate, seed)
+    sizes = evidence.sizes(workload)
+    plans = {b: BatchPlan.equal(b, 1, 1) for b in surrogate.batches}
+    search_learning_rates(evidence, workload, 3, sizes, plans, lambda batch: overhead + batch)
+    fit = fit_convergence(evidence.records, optimizer_of([sizes]))
+    assert fit is not None
+    offered = [b for b in surrogate.batches if min(fit.runs) <= b <= max(fit.runs)]
+    examples = dict(zip(offered, fit.examples_of(offered), strict=True))
+    batch = min(offered, key=lambda b: examples[b].value * (overhead / b + 1))
+    low, high = examples[batch].low, examples[batch].high
+    return batch, fit.learning_rate(batch), np.log([low or math.nan, high or math.nan]).tolist()
+
+
+def measure(parts: Sequence[str] = ("t4", "zeus", "digits", "mnist"), decisions: int = 40) -> list[Figure]:
+    folder, found = Path(os.environ.get("SCALER_DATA", "")), []
+    for part in parts:
+        own = {"t4": t4, "zeus": zeus}.get(part)
+        found += own(folder) if own is not None else grid(part, decisions)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("parts", nargs="*", default=["t4", "zeus", "digits", "mnist"])
+    parser.add_argument("--decisions", type=int, default=40, help="of each grid")
+    options = parser.parse_args()
+    print(table(measure(options.parts, options.decisions)))
+
+
+if __name__ == "__main__":
+    main()

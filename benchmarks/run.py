@@ -19,7 +19,7 @@ BENCHMARKS = (
     "learning_rate",
     "recommend_scale",
 )
-NEED_DATA = ("measuring_overhead", "step_time", "steps")
+NEED_DATA = ("measuring_overhead", "step_time", "steps", "decision")
 
 
 def main(names: list[str]) -> None:

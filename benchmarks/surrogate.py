@@ -1,10 +1,10 @@
 """A workload's recorded grid as a stand-in for training: a trial is a draw, and its true mean is known.
 
-Logarithms of examples to target are smoothed by parabolas over neighbouring rates, so that the best rate is not
-the luckiest of noisy ones, and lie on straight lines in log rate between them. A draw adds what a seed of the
-rate below or above had of its own, the likelier the nearer it is. Rates below the best that did not always
-arrive were too slow for the grid's limit: they go on in proportion. Above it a miss is a miss; how often is
-interpolated, steeply halfway between two rates. A run that the grid shows ended far before its limit diverged.
+Logarithms of examples to target are smoothed by parabolas over neighbouring rates, so that the best rate is
+not the luckiest of noisy ones, and lie on straight lines in log rate between them. A draw adds what a seed of
+the rate below or above had of its own, the likelier the nearer it is. Rates below the best that did not
+always arrive were too slow for the grid's limit: they go on in proportion. Above it a miss is a miss; how
+often is interpolated, steeply halfway between two rates. A run ended before half the limit had diverged.
 """
 
 import math
@@ -24,8 +24,6 @@ from scaler.stats import Floats
 from scaler.workload import Workload
 
 _FINE = 8  # rates looked at for each doubling
-_NEAR = 1.0  # log rate over which the parabolas look
-_EARLY = 0.5  # share of the limit before which a run that missed had diverged
 _RECORDED = Path(__file__).parent.parent / "tests" / "recorded" / "digits-mock-2"
 
 
@@ -39,17 +37,17 @@ class _Batch:
         self.log_rates = np.log(list(own))
         reached = [np.log([run.examples for run in of if run.reached]) for of in own.values()]
         self.missed = [[run.examples for run in of if not run.reached] for of in own.values()]
-        self.share = np.array([len(r) / (len(r) + len(m)) for r, m in zip(reached, self.missed, strict=True)])
         self.limit = max((examples for of in self.missed for examples in of), default=0)
+        self.share = np.array([len(r) / (len(r) + len(m)) for r, m in zip(reached, self.missed, strict=True)])
         whole = np.flatnonzero(self.share == 1)
         self.share[: whole[0]] = 1.0
         raw = np.array([of.mean() if len(of) else np.nan for of in reached])
-        self.log_mean = _filled(_smoothed(raw, self.log_rates, whole), self.log_rates, int(whole[0]))
-        nearest = [whole[np.abs(whole - i).argmin()] for i in range(len(raw))]
-        # As wide as the seeds spread: their own mean is taken off.
-        self.luck = [
-            (reached[i] - raw[i]) * math.sqrt(len(reached[i]) / (len(reached[i]) - 1)) for i in nearest
-        ]
+        self.log_mean = _smoothed(raw, self.log_rates, whole)
+        self.luck = []
+        for i in range(len(raw)):
+            logs = reached[whole[np.abs(whole - i).argmin()]]
+            # Around their own mean, a few seeds spread less than they do around the true one.
+            self.luck.append((logs - logs.mean()) * math.sqrt(len(logs) / (len(logs) - 1)))
 
     def place(self, rate: float) -> tuple[int, float]:
         """Give the rate below, and the way to the next from it (beyond the ends under 0, over 1)."""
@@ -57,40 +55,36 @@ class _Batch:
         i = int(np.clip(np.searchsorted(self.log_rates, x, "right") - 1, 0, len(self.log_rates) - 2))
         return i, float((x - self.log_rates[i]) / (self.log_rates[i + 1] - self.log_rates[i]))
 
-    def arrives(self, rate: float) -> float:
-        """Give the probability that a run reaches the target."""
+    def at(self, rate: float) -> tuple[float, float]:
+        """Give the probability that a run reaches the target, and the mean logarithm of its examples."""
         i, way = self.place(rate)
-        steep = min(1.0, max(0.0, 3 * (way - 0.5) + 0.5))
-        return float((1 - steep) * self.share[i] + steep * self.share[i + 1])
-
-    def log_examples(self, rate: float) -> float:
-        i, way = self.place(rate)
-        return float(self.log_mean[i] + way * (self.log_mean[i + 1] - self.log_mean[i]))
+        arrives = np.interp(way, [1 / 3, 2 / 3], self.share[i : i + 2])
+        return float(arrives), float(self.log_mean[i] + way * (self.log_mean[i + 1] - self.log_mean[i]))
 
     def mean(self, rate: float, lost: float) -> float:
         """Mean examples; a run that misses the target counts as `lost`."""
-        i, way = self.place(rate)
+        (i, way), (arrives, log_mean) = self.place(rate), self.at(rate)
         luck = np.interp(way, [0, 1], [np.exp(self.luck[near]).mean() for near in (i, i + 1)])
-        usual, arrives = min(lost, math.exp(self.log_examples(rate)) * float(luck)), self.arrives(rate)
+        usual = min(lost, math.exp(log_mean) * float(luck))
         return usual if arrives == 1 else arrives * usual + (1 - arrives) * lost
+
+    def best(self) -> tuple[float, float]:
+        """Give the best of the rates that always arrive, and its mean."""
+        rates = np.exp(np.arange(self.log_rates[0], self.log_rates[-1] + 1e-9, math.log(2) / _FINE)).tolist()
+        mean, rate = min((self.mean(rate, math.inf), rate) for rate in rates if self.at(rate)[0] == 1)
+        return rate, mean
 
 
 def _smoothed(raw: Floats, log_rates: Floats, whole: Sequence[int]) -> Floats:
-    """Fit a parabola around each of the rates that always arrived, near rates counting more."""
+    """Fit a parabola around each rate that always arrived; below go on in proportion, above level."""
     found, degree = raw.copy(), min(2, len(whole) - 1)
     for i in whole:
         away = log_rates[whole] - log_rates[i]
-        weights = np.exp(-0.25 * (away / _NEAR) ** 2)  # polyfit squares them
-        found[i] = np.polyfit(away, raw[whole], degree, w=weights)[-1]
+        found[i] = np.polyfit(away, raw[whole], degree, w=np.exp(-0.25 * away**2))[-1]
+    first, last = whole[0], np.flatnonzero(~np.isnan(found))[-1]
+    found[:first] = found[first] + log_rates[first] - log_rates[:first]
+    found[last + 1 :] = found[last]
     return found
-
-
-def _filled(log_mean: Floats, log_rates: Floats, first: int) -> Floats:
-    """Go on below the first rate that always arrived in proportion, above the last that ever did level."""
-    log_mean[:first] = log_mean[first] + log_rates[first] - log_rates[:first]
-    last = np.flatnonzero(~np.isnan(log_mean))[-1]
-    log_mean[last + 1 :] = log_mean[last]
-    return log_mean
 
 
 class Surrogate:
@@ -101,19 +95,18 @@ class Surrogate:
         for run in read_grid(grid_file):
             rows[run.global_batch].append(run)
         self._of = {batch: _Batch(own) for batch, own in sorted(rows.items())}
+        self._best = {batch: of.best() for batch, of in self._of.items()}
         self.batches = list(self._of)
-        self._best = {batch: _best(of) for batch, of in self._of.items()}
 
     def draw(self, batch: int, rate: float, max_examples: float, rng: Random) -> tuple[int, bool]:
         """Train once: examples, and whether the target was reached. A miss before `max_examples` diverged."""
         of, most = self._of[batch], batch * math.ceil(max_examples / batch)
-        i, way = of.place(rate)
+        (i, way), (arrives, log_mean) = of.place(rate), of.at(rate)
         near = i + (rng.random() < way)
-        if rng.random() >= of.arrives(rate):
+        if rng.random() >= arrives:
             missed = rng.choice(of.missed[near] or of.missed[i + 1])
-            return (min(most, missed) if missed < _EARLY * of.limit else most), False
-        log_examples = of.log_examples(rate) + rng.choice(of.luck[near])
-        examples = batch * max(1, round(math.exp(log_examples) / batch))
+            return (min(most, missed) if missed < of.limit / 2 else most), False
+        examples = batch * max(1, round(math.exp(log_mean + rng.choice(of.luck[near])) / batch))
         return min(examples, most), examples <= most
 
     def mean(self, batch: int, rate: float) -> float:
@@ -123,14 +116,6 @@ class Surrogate:
     def best(self, batch: int) -> tuple[float, float]:
         """Best rate of a batch, and its mean examples to target."""
         return self._best[batch]
-
-
-def _best(of: _Batch) -> tuple[float, float]:
-    low, high = of.log_rates[[0, -1]]
-    rates = np.exp(np.linspace(low, high, 1 + round(_FINE * (high - low) / math.log(2)))).tolist()
-    means = {rate: of.mean(rate, math.inf) for rate in rates if of.arrives(rate) == 1}
-    rate = min(means, key=lambda rate: means[rate])
-    return rate, means[rate]
 
 
 class SurrogateEvidence:
@@ -157,8 +142,7 @@ class SurrogateEvidence:
         return self._sizes.model_copy(update={**own, "train_examples": self._surrogate.batches[-1]})
 
     def _answer(self, task: Task) -> ConvergenceRecord:
-        asked = task.request
-        batch, limit = asked.plan.global_batch, asked.max_examples
+        asked, batch, limit = task.request, task.request.plan.global_batch, task.request.max_examples
         examples, reached = self._surrogate.draw(batch, asked.learning_rate, limit, self._rng)
         own = {name: getattr(asked, name) for name in ("plan", "learning_rate", "warmup_examples", "seed")}
         own["stop"] = "reached" if reached else "limit" if examples >= limit else "diverged"

@@ -1,6 +1,7 @@
 """The answer of a run folder: decided, written and reported from its records alone, without torch."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from scaler.cluster import Cluster
@@ -81,16 +82,16 @@ def decide_run(
 ) -> BatchConfig:
     """Decide from a run's records, for what its launch asks."""
     records = run.records()
-    config = decide(
+    decide_for = partial(
+        decide,
         records,
-        cluster,
-        launch.zero_stage,
-        launch.plan,
-        launch.objective,
-        launch.limits,
+        zero_stage=launch.compared_stage,
+        objective=launch.objective,
+        limits=launch.limits,
         measured_on=launch.cluster,
     )
-    return with_sweep(with_confirmation(config, records), records, sweep, launch.zero_stage)
+    config = with_confirmation(decide_for(cluster, pinned=launch.plan), records)
+    return with_sweep(config, decide_for, sweep)
 
 
 def write_answer(run: RunFolder, config: BatchConfig) -> None:

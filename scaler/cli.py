@@ -146,7 +146,12 @@ def _add_tune(commands: Any) -> None:
         metavar="FILE",
         help="branch this state instead of training to the target",
     )
-    tune.add_argument("--zero", type=int, default=0, metavar="STAGE", help="DeepSpeed ZeRO stage, 0 to 3")
+    tune.add_argument(
+        "--zero",
+        default=0,
+        metavar="STAGE",
+        help="DeepSpeed ZeRO stage, 0 to 3; auto compares them (default: 0)",
+    )
     tune.add_argument("--seeds", type=int, default=3, metavar="N", help="trials per batch and rate")
     tune.add_argument("--address", metavar="ADDRESS", help="Ray cluster (default: RAY_ADDRESS, or start one)")
     tune.add_argument("--local", action="store_true", help="one worker in this process, without Ray")

@@ -9,13 +9,14 @@ from pydantic import (
     ByteSize,
     Field,
     PlainSerializer,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
 )
 
-from scaler.batch import BatchPlan, ZeroStage
+from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
 from scaler.decide.limits import Limits
 from scaler.decide.objectives import NAMES
@@ -56,6 +57,13 @@ def _written(budget: Budget | None) -> str | None:
     return None if budget is None else str(budget)
 
 
+def _stage(value: Any) -> Any:
+    stages = {str(stage): stage for stage in range(4)}
+    if value == "auto" or str(value) in stages:
+        return stages.get(str(value), value)
+    raise ValueError("a ZeRO stage is 0, 1, 2, 3 or auto")
+
+
 def _positive(number: str, text: str) -> float:
     try:
         return float(number)
@@ -78,8 +86,8 @@ class LaunchConfig(Strict):
     """Bounds measuring: `20m`, `3 device-hours`, or `5%` of a training run. Default: no bound."""
     from_checkpoint: str | None = None
     """A state that torch.save wrote: branch it instead of training to the target."""
-    zero_stage: ZeroStage = 0
-    """DeepSpeed ZeRO stage of every plan."""
+    zero_stage: Annotated[int | Literal["auto"], PlainValidator(_stage)] = 0
+    """DeepSpeed ZeRO stage of every plan; `auto` compares those that let a pass hold more."""
     seeds: PositiveInt = 3
     """Trials per batch and learning rate."""
     objective: str | None = None
@@ -111,6 +119,16 @@ class LaunchConfig(Strict):
         return parse(cls, data, str(path))
 
     @property
+    def stage(self) -> int:
+        """ZeRO stage that is measured first."""
+        return 0 if self.zero_stage == "auto" else self.zero_stage
+
+    @property
+    def compared_stage(self) -> int | None:
+        """ZeRO stage of the plans to decide among; None for every one measured."""
+        return None if self.zero_stage == "auto" else self.zero_stage
+
+    @property
     def budget_s(self) -> float | None:
         """Seconds that measuring may take; None without a bound, and for a share of a run not yet timed."""
         if self.budget is None or self.budget.device_hours is None:
@@ -135,10 +153,13 @@ class LaunchConfig(Strict):
         if plan is not None and plan.workers not in self.cluster.worker_counts:
             low, high = self.cluster.workers
             raise ValueError(f"plan: {plan.arithmetic()}, but the cluster has {low} to {high} workers")
-        if plan is not None and plan.zero_stage != self.zero_stage:
+        if plan is not None and plan.zero_stage != self.stage:
             raise ValueError(f"plan: its zero_stage is {plan.zero_stage}, the launch's {self.zero_stage}")
+        most = self.limits.workers
+        if plan is not None and most is not None and plan.workers > most:
+            raise ValueError(f"plan: {plan.arithmetic()}, but limits allow at most {most} workers")
         if plan is not None and self.from_checkpoint is not None:
             raise ValueError("from_checkpoint: branches search for a batch, and plan leaves none to find")
-        if self.zero_stage and self.runtime == "local":
+        if self.stage and self.runtime == "local":
             raise ValueError("zero_stage: DeepSpeed needs worker processes; use runtime: ray")
         return self

@@ -43,6 +43,12 @@ def reasons(
     }
 
 
+def stage_reason(stage: int, compared: Sequence[int]) -> str:
+    """Say what the ZeRO stage was compared with."""
+    others = ", ".join(str(other) for other in compared if other != stage)
+    return f"{'sharded' if stage else 'nothing is sharded'}: better than the plans of stage {others}"
+
+
 def batch_reason(objective: str, batches: Sequence[int], scores: Sequence[float]) -> str:
     """Say why the first of a worker count's ranked batches is taken."""
     text = f"{objective} of {len(batches)} global batches"

@@ -1,12 +1,10 @@
 """What the memory of one device buys: the decision again for each size, everything else as measured."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from scaler.cluster import Cluster
 from scaler.decide.config import BatchConfig, SweepPoint
-from scaler.decide.decide import decide
 from scaler.errors import BadInput, NothingFeasible
-from scaler.records import Record
 from scaler.units import parse_sizes
 
 SWEPT = "device-memory"
@@ -50,9 +48,9 @@ def with_memory(cluster: Cluster, device_memory_bytes: int) -> Cluster:
 
 
 def sweep_memory(
-    records: Sequence[Record], cluster: Cluster, sizes: Sequence[int], zero_stage: int = 0
+    decide: Callable[[Cluster], BatchConfig], cluster: Cluster, sizes: Sequence[int]
 ) -> tuple[SweepPoint, ...]:
-    """Decide for each memory of one device, in bytes.
+    """Decide again for each memory of one device, in bytes.
 
     Raises:
         BadInput: a size cannot be.
@@ -61,7 +59,7 @@ def sweep_memory(
     for size in sizes:
         limited = with_memory(cluster, size)
         try:
-            chosen = decide(records, limited, zero_stage).chosen
+            chosen = decide(limited).chosen
         except NothingFeasible as error:
             reason = error.message.splitlines()[-1].strip(" -")
             points.append(SweepPoint(device_memory_bytes=size, infeasible=reason))
@@ -80,9 +78,9 @@ def sweep_memory(
 
 
 def with_sweep(
-    config: BatchConfig, records: Sequence[Record], sizes: Sequence[int], zero_stage: int
+    config: BatchConfig, decide: Callable[[Cluster], BatchConfig], sizes: Sequence[int]
 ) -> BatchConfig:
     """Add the sweep to a configuration; as it is without sizes."""
     if not sizes:
         return config
-    return config.model_copy(update={"sweep": sweep_memory(records, config.cluster, sizes, zero_stage)})
+    return config.model_copy(update={"sweep": sweep_memory(decide, config.cluster, sizes)})

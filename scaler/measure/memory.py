@@ -5,6 +5,7 @@ from functools import partial
 
 from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
+from scaler.decide.plans import largest_passes
 from scaler.errors import NothingFeasible
 from scaler.fit.memory import MemoryFits, fit_memory
 from scaler.fit.traced import TracedFit
@@ -18,6 +19,7 @@ from scaler.runtime.protocol import Task
 from scaler.units import bill_lines, format_bytes
 
 _SMALLEST_MICRO_BATCH = 8
+_ROOMIER = 1.1  # times the examples of a pass, to make another ZeRO stage worth measuring
 
 
 def measure_memory(
@@ -34,7 +36,7 @@ def measure_memory(
     Raises:
         NothingFeasible: micro-batch 1 does not fit.
     """
-    stage, cluster = launch.zero_stage, launch.cluster
+    stage, cluster = launch.stage, launch.cluster
     # Convergence trials run on one worker, unsharded, where that fits.
     shapes = sorted({(0, 1), *((stage, count) for count in (counts if stage else (counts[0], *counts[1:2])))})
     useful = {workers: min(max(batches), sizes.train_examples // workers) for _, workers in shapes}
@@ -58,6 +60,34 @@ def measure_memory(
             twice = max(1, min(most, fitting[-1], useful[workers] // 2))
             found += shrink(partial(ask, accumulation=2), twice, 0.5)
     return fit_memory(found, cluster.capacity_bytes())
+
+
+def roomier_stages(
+    evidence: Evidence,
+    launch: LaunchConfig,
+    sizes: WorkloadRecord,
+    batches: Sequence[int],
+    fits: MemoryFits,
+) -> list[LaunchConfig]:
+    """Give the launch at each ZeRO stage that by prediction lets a pass on all workers hold more.
+
+    None where the largest batch fits in one pass as it is, or nothing is predicted.
+    """
+    cluster = launch.cluster
+    workers, largest = cluster.max_workers, min(max(batches), sizes.train_examples)
+    held = sum(largest_passes(workers, fits, cluster, launch.stage))
+    if workers == 1 or held >= largest:
+        return []
+    shapes = [(stage, workers) for stage in range(launch.stage + 1, 4)]
+    found = []
+    predicted = _predictions(evidence, cluster, shapes, -(-largest // workers))
+    known = fit_memory(predicted, cluster.capacity_bytes())
+    for stage, _ in sorted(known):
+        room = sum(largest_passes(workers, known, cluster, stage))
+        if room > _ROOMIER * held:
+            held = room
+            found.append(launch.model_copy(update={"zero_stage": stage}))
+    return found
 
 
 def _predictions(

@@ -8,7 +8,7 @@ from scaler.cluster import Cluster
 from scaler.decide.config import Answer
 from scaler.decide.fits import workload_record
 from scaler.decide.plans import feasible_plan, largest_passes
-from scaler.errors import BadInput
+from scaler.errors import BadInput, NothingFeasible
 from scaler.fit.memory import MemoryFits, memory_for
 from scaler.fit.powers import fit_powers
 from scaler.fit.speeds import with_measured_speeds
@@ -17,7 +17,7 @@ from scaler.measure.branching import measure_branches, start_of, try_reference, 
 from scaler.measure.budget import expected_cost, with_run_share
 from scaler.measure.evidence import Evidence, plan_task
 from scaler.measure.learning_rates import search_learning_rates, trial_limit
-from scaler.measure.memory import measure_memory
+from scaler.measure.memory import measure_memory, roomier_stages
 from scaler.measure.throughput import fastest_step_s, measure_throughput
 from scaler.probe.convergence import ConvergenceRequest, probe_confirmation
 from scaler.probe.memory import MemoryRequest, probe_memory
@@ -51,12 +51,16 @@ def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, worker
     start = users_start(evidence, path) if path is not None else None
     counts = [count for count in launch.cluster.worker_counts if count <= workers]
     batches = global_batches(workload, launch, sizes)
-    fits = measure_memory(evidence, launch, sizes, counts, batches)
+    launch, fits = first_stage(evidence, launch, sizes, counts, batches)
     launch = with_speeds(evidence, launch, fits, batches)
     grain = measure_powers(evidence, fits, sizes)
     if launch.plan is None:
-        batches = with_full_devices(batches, launch.cluster, fits, counts, launch.zero_stage, grain)
+        batches = with_full_devices(batches, launch.cluster, fits, counts, launch.stage, grain)
     step_time = measure_throughput(evidence, launch, fits, counts, batches)
+    if launch.zero_stage == "auto":
+        for sharded in roomier_stages(evidence, launch, sizes, batches, fits):
+            own = measure_memory(evidence, sharded, sizes, counts[-1:], batches)
+            measure_throughput(evidence, sharded, own, counts[-1:], batches)
     launch = with_run_share(evidence, workload, launch, fits, counts, step_time)
     measure_noise(evidence, workload, fits, counts[-1])
     spread = partial(trial_plan, workload, launch, sizes, fits, workers=counts[-1])
@@ -74,6 +78,30 @@ def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, worker
         start = start_of(evidence, first)
     if start is not None:
         measure_branches(evidence, workload, launch, sizes, start, spread, counts[-1])
+
+
+def first_stage(
+    evidence: Evidence,
+    launch: LaunchConfig,
+    sizes: WorkloadRecord,
+    counts: Sequence[int],
+    batches: Sequence[int],
+) -> tuple[LaunchConfig, MemoryFits]:
+    """Measure memory at the launch's ZeRO stage; of `auto`, at the first that fits.
+
+    Raises:
+        NothingFeasible: micro-batch 1 does not fit.
+    """
+    if launch.zero_stage != "auto":
+        return launch, measure_memory(evidence, launch, sizes, counts, batches)
+    for stage in range(4):
+        tried = launch if stage == 0 else launch.model_copy(update={"zero_stage": stage})
+        try:
+            return tried, measure_memory(evidence, tried, sizes, counts, batches)
+        except NothingFeasible:
+            if stage == 3 or counts[-1] == 1:
+                raise
+    raise AssertionError("the last stage fits or raises")
 
 
 def ask_sizes(evidence: Evidence) -> WorkloadRecord:
@@ -115,7 +143,7 @@ def with_speeds(
     for seed in range(_SPEED_RUNS if launch.cluster.devices and launch.plan is None else 0):
         cluster = launch.cluster
         plans = [
-            feasible_plan(b, cluster.max_workers, fits, cluster, launch.zero_stage) for b in reversed(batches)
+            feasible_plan(b, cluster.max_workers, fits, cluster, launch.stage) for b in reversed(batches)
         ]
         plan = next((plan for plan in plans if plan is not None), None)
         if plan is None:
@@ -207,9 +235,9 @@ def trial_plan(
     Where the spread itself matters (batch statistics, or the workload says so) that is the real plan.
     """
     if workload.spread_matters or sizes.batch_statistics:
-        return launch.plan or feasible_plan(batch, workers, fits, launch.cluster, launch.zero_stage)
+        return launch.plan or feasible_plan(batch, workers, fits, launch.cluster, launch.stage)
     single = feasible_plan(batch, 1, fits, launch.cluster, 0)
-    return single or feasible_plan(batch, workers, fits, launch.cluster, launch.zero_stage)
+    return single or feasible_plan(batch, workers, fits, launch.cluster, launch.stage)
 
 
 def confirm(evidence: Evidence, workload: Workload, answer: Answer) -> None:

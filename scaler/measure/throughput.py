@@ -57,7 +57,7 @@ def fastest_step_s(
     launch: LaunchConfig, fits: MemoryFits, counts: Sequence[int], step_time: StepTimeFit | None, batch: int
 ) -> float:
     """Predict the step time of a batch on the worker count where it is fastest; 1 where nothing was timed."""
-    plans = [feasible_plan(batch, count, fits, launch.cluster, launch.zero_stage) for count in counts]
+    plans = [feasible_plan(batch, count, fits, launch.cluster, launch.stage) for count in counts]
     if launch.plan is not None:
         plans = [launch.plan]
     shapes = [shape_of(plan, launch.cluster.nodes_of(plan.workers)) for plan in plans if plan is not None]
@@ -73,7 +73,7 @@ def _candidates(
     if launch.plan is not None:
         return [launch.plan]
     plans = [
-        feasible_plan(batch, workers, fits, launch.cluster, launch.zero_stage)
+        feasible_plan(batch, workers, fits, launch.cluster, launch.stage)
         for workers in counts
         for batch in batches
     ]

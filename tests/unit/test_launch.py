@@ -44,6 +44,18 @@ def test_a_budget_is_time_or_device_hours_or_a_share_of_a_run(
     assert LaunchConfig.load(tmp_path / "launch.yaml") == given
 
 
+@pytest.mark.parametrize(
+    ("stage", "first", "compared"), [(2, 2, 2), ("1", 1, 1), ("auto", 0, None), (0, 0, 0)]
+)
+def test_a_zero_stage_is_a_number_or_auto(
+    stage: object, first: int, compared: int | None, tmp_path: Path
+) -> None:
+    given = launch(zero_stage=stage)
+    assert (given.stage, given.compared_stage) == (first, compared)
+    (tmp_path / "launch.yaml").write_text(given.to_yaml(), encoding="utf-8")
+    assert LaunchConfig.load(tmp_path / "launch.yaml") == given
+
+
 def test_what_to_choose_by_and_within_is_part_of_a_launch() -> None:
     given = launch(objective="cost", limits={"time": "2h", "workers": 2})
     assert (given.objective, given.limits.time_s, given.limits.workers) == ("cost", 7200, 2)
@@ -73,7 +85,7 @@ def test_python_takes_the_same_fields() -> None:
         ({"budget": "150%"}, "less than or equal to 1"),
         ({"objective": "speed"}, "choose one of cost, examples, throughput, time"),
         ({"limits": {"tim": "2h"}}, "limits.tim: unknown key"),
-        ({"zero_stage": 4}, "less than or equal to 3"),
+        ({"zero_stage": 4}, "0, 1, 2, 3 or auto"),
         ({"seeds": 0}, "greater than 0"),
         ({"runtime": "slurm"}, "'ray' or 'local'"),
         ({"cluster": {**CLUSTER, "kind": "tpu"}}, "cluster.kind"),
@@ -81,6 +93,7 @@ def test_python_takes_the_same_fields() -> None:
         ({"plan": {"micro_batch": 8, "workers": 9}}, "the cluster has 1 to 4 workers"),
         ({"plan": {"micro_batch": 8, "workers": 2, "global_batch": 17}}, "= 16"),
         ({"plan": {"micro_batch": 8, "workers": 2, "zero_stage": 1}}, "zero_stage is 1"),
+        ({"plan": {"micro_batch": 8, "workers": 2}, "limits": {"workers": 1}}, "limits allow at most 1"),
         ({"zero_stage": 1, "runtime": "local"}, "DeepSpeed needs worker processes"),
     ],
 )

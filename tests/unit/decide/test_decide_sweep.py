@@ -1,19 +1,22 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from scaler.cluster import Cluster
+from scaler.decide.decide import decide
 from scaler.decide.sweep import parse_sweep, sweep_memory, with_memory
 from scaler.errors import BadInput
 from scaler.runs import RunFolder
 
 KIB = 2**10
 RECORDS = RunFolder.open(Path(__file__).parents[2] / "recorded" / "digits-mock-2").records()
+DECIDE = partial(decide, RECORDS)
 CLUSTER = Cluster(workers=(1, 2), kind="mock", device_memory=2048 * KIB)
 
 
 def test_more_memory_of_a_device_never_takes_longer():
-    points = sweep_memory(RECORDS, CLUSTER, [200 * KIB, 300 * KIB, 600 * KIB, 2048 * KIB, 8192 * KIB])
+    points = sweep_memory(DECIDE, CLUSTER, [200 * KIB, 300 * KIB, 600 * KIB, 2048 * KIB, 8192 * KIB])
     times = [point.time_to_target_s.value for point in points if point.time_to_target_s is not None]
     assert len(times) == 5
     assert times == sorted(times, reverse=True)
@@ -22,13 +25,13 @@ def test_more_memory_of_a_device_never_takes_longer():
 
 def test_each_plan_fits_its_memory():
     for size in (200 * KIB, 500 * KIB, 2048 * KIB):
-        (point,) = sweep_memory(RECORDS, CLUSTER, [size])
+        (point,) = sweep_memory(DECIDE, CLUSTER, [size])
         assert point.device_memory_bytes == size
         assert point.peak_memory_bytes.value * (1 + CLUSTER.margin) <= size
 
 
 def test_memory_for_nothing_says_so():
-    (point,) = sweep_memory(RECORDS, CLUSTER, [20 * KIB])
+    (point,) = sweep_memory(DECIDE, CLUSTER, [20 * KIB])
     assert point.plan is None and point.time_to_target_s is None
     assert "does not fit" in point.infeasible
 

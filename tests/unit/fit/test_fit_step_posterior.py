@@ -244,23 +244,18 @@ def test_very_many_shapes_are_predicted_as_one_is(known, asked, nodes, accumulat
     assert fit.typical_s(*columns) == pytest.approx(np.array(expected), rel=1e-9)
 
 
+@pytest.mark.parametrize("known", [KNOWN, SPREAD_OUT], ids=["one node", "two nodes"])
 @pytest.mark.parametrize("name", CASES)
-def test_draws_spread_as_the_interval_without_the_noise_of_a_run(name):
-    fit = fit_step_rows(rows(SPREAD_OUT, noise=NOISE))
-    shape = CASES[name]
-    estimate, drawn = fit.predict(shape), fit.draw_s([shape], 20_000, seed=1)[:, 0]
-    low, middle, high = np.log(np.quantile(drawn, [0.05, 0.5, 0.95]))
-    assert middle == pytest.approx(np.log(estimate.value), abs=0.01)
-    # The noise of a run, added in squares, gives the interval back, as far as that is linear.
-    run = student(fit) * fit.posterior.noise
-    scale = student(fit) / stats.norm.ppf(0.95)
-    wanted = np.log([estimate.value / estimate.low, estimate.high / estimate.value])
-    found = np.hypot(scale * np.array([middle - low, high - middle]), run)
-    assert found == pytest.approx(wanted, rel=0.1 if shape.nodes <= 2 else 0.25)
-
-
-def student(fit):
-    return stats.t.ppf(0.95, fit.posterior.degrees_of_freedom)
+def test_draws_spread_as_the_interval_without_the_noise_of_a_run(name, known):
+    fit = fit_step_rows(rows(known, noise=NOISE))
+    estimate, drawn = fit.predict(CASES[name]), fit.draw_s([CASES[name]], 20_000, seed=1)[:, 0]
+    low, middle, high = np.quantile(drawn, [0.05, 0.5, 0.95])
+    assert middle == pytest.approx(estimate.value, rel=0.02)
+    # The noise of a run, added in squares, gives the interval back.
+    quantile = stats.t.ppf(0.95, fit.posterior.degrees_of_freedom)
+    own = quantile / stats.norm.ppf(0.95) * np.log(high / low)
+    wide = np.hypot(own, 2 * quantile * fit.posterior.noise)
+    assert wide == pytest.approx(np.log(estimate.high / estimate.low), rel=0.06)
 
 
 def test_draws_of_plans_alike_move_together():
@@ -269,7 +264,7 @@ def test_draws_of_plans_alike_move_together():
     drawn = np.log(fit.draw_s(asked, 4000, seed=2))
     assert drawn[:, 0] == pytest.approx(drawn[:, 1], abs=1e-6)
     together = np.corrcoef(drawn.T)
-    assert together[0, 2] > 0.9 > together[0, 3]
+    assert together[0, 2] > 0.5 > together[0, 3]
 
 
 def test_the_same_seed_gives_the_same_draws():

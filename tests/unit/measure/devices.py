@@ -142,6 +142,9 @@ class SimulatedRuntime:
                 yield Outcome(task, _sizes(task))
             elif task.probe is probe_powers:
                 yield Outcome(task, self._powers(task))
+            elif task.probe is probe_prediction:
+                prediction = self.devices.predict(task.request)
+                yield Outcome(task, PredictionRecord(**_seen(task), prediction=prediction))
             elif task.probe is probe_throughput:
                 yield Outcome(task, self._throughput(task))
             else:
