@@ -26,7 +26,9 @@ def choice_of(case: Case, own: Ranking | None, rankings: Sequence[Ranking]) -> C
     number = sum(len(space) for space in case.spaces)
     given = case.limits.model_dump(mode="json", exclude_none=True)
     if own is None:
-        return Choice(objective="the most samples/s", limits=given, feasible_plans=number)
+        branched = case.stages[0].branching is not None and case.pinned is None
+        objective = "the largest batch that does not lose" if branched else "the most samples/s"
+        return Choice(objective=objective, limits=given, feasible_plans=number)
     pairs = [pair for r in rankings for pair in zip(r.scores.tolist(), r.found, strict=True)]
     others = sorted((pair for pair in pairs if pair[1] is not own.found[0]), key=lambda pair: pair[0])
     finalists = [own.found[0], *(option for _, option in others[: _FINALISTS - 1])]

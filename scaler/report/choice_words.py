@@ -15,7 +15,9 @@ KEPT_HEADERS = ("workers", "micro x passes", "time to target", "over its own ans
 def choice_sentence(config: BatchConfig) -> str:
     """Say by what the answer was chosen, the runner-up, and the regret and the risks."""
     choice = config.choice
-    text = f"Chosen for {choice.objective} among {counted(choice.feasible_plans, 'feasible plan')}"
+    text = f"Chosen for {choice.objective}"
+    if choice.feasible_plans:
+        text += f" among {counted(choice.feasible_plans, 'feasible plan')}"
     if choice.limits:
         text += f", within {', '.join(_limit(name, value) for name, value in choice.limits.items())}"
     parts = [text]

@@ -64,10 +64,11 @@ class TerminalProgress:
         self._phase = (phase, done, total)
 
     def notice(self, text: str) -> None:
-        """Show a line above the bars, or among the lines."""
+        """Show a line above the bars, or among the lines: between phases, so the last one has ended."""
         if self._bars is not None:
             self._bars.console.print(Text(text))
         else:
+            self._end_phase("done")
             self._print(text)
 
     def _show(self, bars: Progress, phase: str, done: int, total: int) -> None:

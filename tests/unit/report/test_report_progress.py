@@ -36,6 +36,16 @@ def test_a_pipe_gets_one_plain_line_at_each_start_and_end():
     assert stream.getvalue().replace("\n", "").isprintable()
 
 
+def test_a_notice_stands_between_the_phases():
+    stream = io.StringIO()
+    with TerminalProgress(stream) as progress:
+        progress("memory", 1, 1)
+        progress.notice("3 s spent")
+        progress("noise", 0, 1)
+    words = [line.split(":")[0] + line.partition(":")[2][:5] for line in stream.getvalue().splitlines()]
+    assert words == ["memory star", "memory done", "3 s spent", "noise star", "noise done"]
+
+
 def test_a_failure_says_how_far_the_phase_came():
     stream = io.StringIO()
     with pytest.raises(RuntimeError), TerminalProgress(stream) as progress:
