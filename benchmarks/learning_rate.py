@@ -4,11 +4,12 @@
     python benchmarks/learning_rate.py chars --record     # the grid itself, in tests/recorded/grids
 
 The grid is every global batch that the search may try x learning rates a factor of 2 apart x 5 seeds; a rate
-far from the best is cut short, and gets two seeds if neither arrives. At each batch the fitted best rate of a
-search, and the grid's best, are then trained with 10 fresh seeds; a run that does not reach the target within
-four times the grid's best counts as that. All in this process, on one device. The search is told that a step
-lasts as long as its examples and an overhead, so that larger batches are worth while up to a point. Searches
-have other seeds than the grid, and than each other.
+far from the best is cut short, and gets two seeds if neither arrives. The best two rates of a batch get 20,
+so that the best is not the luckiest. At each batch the fitted best rate of a search, and the grid's best, are
+then trained with 10 fresh seeds; a run that does not reach the target within four times the grid's best
+counts as that. All in this process, on one device. The search is told that a step lasts as long as its
+examples and an overhead, so that larger batches are worth while up to a point. Searches have other seeds than
+the grid, and than each other.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from scaler.runtime.protocol import Task
 from scaler.workload import Workload, load_workload
 
 GRID_SEEDS = range(100, 105)
+BEST_SEEDS, BEST_RATES = range(105, 120), 2
 FRESH_SEEDS = range(1000, 1010)
 FAR = 4.0
 
@@ -91,6 +93,16 @@ def read_grid(file: Path) -> list[GridRun]:
         return [GridRun(int(row[0]), float(row[1]), *map(int, row[2:])) for row in list(csv.reader(rows))[1:]]
 
 
+def rate_means(runs: Iterable[GridRun]) -> list[tuple[float, float]]:
+    """Give (rate, mean examples) of one batch's rates whose first seeds all arrived, best first."""
+    of: dict[float, list[float]] = defaultdict(list)
+    for run in runs:
+        if run.seed in GRID_SEEDS:
+            of[run.learning_rate].append(run.examples if run.reached else math.inf)
+    means = [(rate, float(np.mean(own))) for rate, own in of.items()]
+    return sorted((pair for pair in means if math.isfinite(pair[1])), key=lambda pair: pair[1])
+
+
 def grid_best(runs: Iterable[GridRun]) -> dict[int, tuple[float, float]]:
     """Give (rate, mean examples) of each batch's best rate, of those that always reached the target."""
     means: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -133,6 +145,20 @@ class Bench:
         """Mean examples to target; a run that misses it counts as the limit."""
         runs = [self.run(batch, rate, seed, math.ceil(limit)) for seed in seeds]
         return float(np.mean([run.examples if run.reached else math.ceil(limit) for run in runs]))
+
+    def add_seeds(self, file: Path) -> None:
+        """Run further seeds of each recorded batch's best rates, where they are not there yet."""
+        known = read_grid(file)
+        seeds = {(run.global_batch, run.learning_rate, run.seed) for run in known}
+        for batch in dict.fromkeys(run.global_batch for run in known):
+            own = [run for run in known if run.global_batch == batch]
+            for rate, mean in rate_means(own)[:BEST_RATES]:
+                for seed in (seed for seed in BEST_SEEDS if (batch, rate, seed) not in seeds):
+                    limit = math.ceil(min(FAR * mean, self._limit))
+                    run = self.run(batch, rate, seed, limit)
+                    with file.open("a") as out:
+                        print(batch, rate, seed, run.examples, int(run.reached), sep=",", file=out)
+            print(f"batch {batch}: seeds of the best rates", file=sys.stderr)
 
     def record_grid(self, file: Path) -> None:
         """Run the grid, from the likeliest rate of each batch outwards; a batch that is recorded stays."""
@@ -255,7 +281,9 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="run the grid, where it is not recorded yet")
     options = parser.parse_args()
     if options.record:
-        Bench(options.workload).record_grid(grid_file(options.workload))
+        bench, file = Bench(options.workload), grid_file(options.workload)
+        bench.record_grid(file)
+        bench.add_seeds(file)
         return
     print(table(measure(options.workload, options.searches)))
 

@@ -1,7 +1,7 @@
 """What a decision for very many devices costs: seconds and memory of `decide`, over the number of candidates.
 
-The recorded run of digits, its batches and examples taken 512 times as large, its launches and peaks standing for
-ZeRO stages 0, 1 and 2, decided for up to 10,000 workers on nodes of 8; each size in a process of its own.
+The recorded run of digits, its batches and examples taken 512 times as large, its launches and peaks standing
+for ZeRO stages 0, 1 and 2, decided for up to 10,000 workers on nodes of 8; each size in a process of its own.
 """
 
 import json
@@ -27,25 +27,29 @@ GROWN, STAGES = 512, (0, 1, 2)
 def grown(record):
     if record.kind == "convergence":
         batch = GROWN * record.plan.global_batch
-        yield record.model_copy(update={"plan": BatchPlan.equal(batch, 1, 1), "examples": GROWN * record.examples})
+        plan, examples = BatchPlan.equal(batch, 1, 1), GROWN * record.examples
+        yield record.model_copy(update={"plan": plan, "examples": examples})
     elif record.kind == "workload":
-        yield record.model_copy(update={
-            "train_examples": GROWN * record.train_examples, "reference_global_batch": GROWN * record.reference_global_batch
-        })
+        names = ("train_examples", "reference_global_batch")
+        yield record.model_copy(update={name: GROWN * getattr(record, name) for name in names})
     elif record.kind in ("memory", "throughput"):
         for stage in STAGES:
             plan = record.plan.model_copy(update={"zero_stage": stage})
             yield record.model_copy(update={"plan": plan, "task": f"{record.task} {stage}"})
 
-records = [new for record in RunFolder(Path(sys.argv[1])).records() if not record.held_out for new in grown(record)]
+known = RunFolder(Path(sys.argv[1])).records()
+records = [new for record in known if not record.held_out for new in grown(record)]
 workers = int(sys.argv[2])
-cluster = Cluster(name="large", kind="mock", workers=(1, workers), nodes=-(-workers // 8), device_memory_bytes=2**21)
+cluster = Cluster(
+    name="large", kind="mock", workers=(1, workers), nodes=-(-workers // 8), device_memory_bytes=2**21
+)
 times_s = []
 for _ in range(int(sys.argv[3])):
     start = time.perf_counter()
     config = decide(records, cluster, zero_stage=None)
     times_s.append(time.perf_counter() - start)
-print(json.dumps([config.choice.feasible_plans, times_s, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps([config.choice.feasible_plans, times_s, memory_bytes]))
 """
 
 

@@ -17,6 +17,8 @@ BENCHMARKS = (
     "emulated",
     "steps",
     "learning_rate",
+    "decision",
+    "search_cost",
     "recommend_scale",
 )
 NEED_DATA = ("measuring_overhead", "step_time", "steps", "decision")

@@ -42,7 +42,8 @@ class _Batch:
         whole = np.flatnonzero(self.share == 1)
         self.share[: whole[0]] = 1.0
         raw = np.array([of.mean() if len(of) else np.nan for of in reached])
-        self.log_mean = _smoothed(raw, self.log_rates, whole)
+        seeds = np.array([len(of) for of in reached])
+        self.log_mean = _smoothed(raw, seeds, self.log_rates, whole)
         self.luck = []
         for i in range(len(raw)):
             logs = reached[whole[np.abs(whole - i).argmin()]]
@@ -75,12 +76,16 @@ class _Batch:
         return rate, mean
 
 
-def _smoothed(raw: Floats, log_rates: Floats, whole: Sequence[int]) -> Floats:
-    """Fit a parabola around each rate that always arrived; below go on in proportion, above level."""
+def _smoothed(raw: Floats, seeds: Floats, log_rates: Floats, whole: Sequence[int]) -> Floats:
+    """Fit a parabola around each rate that always arrived; below go on in proportion, above level.
+
+    A rate counts by its nearness and its seeds.
+    """
     found, degree = raw.copy(), min(2, len(whole) - 1)
     for i in whole:
         away = log_rates[whole] - log_rates[i]
-        found[i] = np.polyfit(away, raw[whole], degree, w=np.exp(-0.25 * away**2))[-1]
+        weights = np.exp(-0.25 * away**2) * np.sqrt(seeds[whole])
+        found[i] = np.polyfit(away, raw[whole], degree, w=weights)[-1]
     first, last = whole[0], np.flatnonzero(~np.isnan(found))[-1]
     found[:first] = found[first] + log_rates[first] - log_rates[:first]
     found[last + 1 :] = found[last]

@@ -1,4 +1,4 @@
-"""The search for the fastest global batch and its learning rate, from the reference outwards, in few trials.
+"""The search for the fastest global batch and its learning rate, in few trials.
 
 Every trial is the one that tells most for its examples, at the rate that all trials so far advise
 (`fit/convergence.py`); where ranks are free, the next best ones run beside it. Seeds are spent where the
@@ -28,6 +28,7 @@ _EPOCHS = 100  # a trial's default limit
 _STEP = 3.0  # between the first learning rates
 _EXTENSIONS = 4  # steps beyond the first two rates, while the best lies at the edge
 _HOPELESS = 1.25  # a rate that needs so many times the best rate's examples cannot win any more
+_FAR = 4  # times the reference's batch, up to which the first rates are tried
 _GROWTH = 1.8  # in examples from a batch to the next, over that in proportion to the batch
 _UNLUCKY = 2.0  # a seed that needs so many times the predicted examples need not end
 _MOST_RUNS = 11.0  # examples of the whole search, in runs at the best batch; luck may add one
@@ -62,10 +63,15 @@ class _Search:
         self._at_once = max(1, min(_SIDE_BY_SIDE, evidence.workers // ranks))
 
     def run(self) -> None:
-        """Bracket the best rate at the reference, find the fastest batch, then spend seeds there."""
+        """Bracket the best rate at a likely batch, find the fastest batch, then spend seeds there."""
         reference, batches = self._workload.reference, sorted(self._plans)
-        start = min(batches, key=lambda batch: abs(math.log(batch / reference.global_batch)))
-        self._bracket(start, reference.learning_rate * math.sqrt(start / reference.global_batch))
+        first = min(batches, key=lambda batch: abs(math.log(batch / reference.global_batch)))
+        rate = reference.learning_rate * math.sqrt(first / reference.global_batch)
+        self._try(first, [rate], self._limit)
+        start = self._likeliest(first) if self._reached() else first
+        self._bracket(start, rate * math.sqrt(start / first))
+        if start not in self._reached():
+            self._bracket(first, rate)
         if not self._reached():
             return
         while (batches := self._affordable(self._worthiest())) and self._round(batches):
@@ -76,14 +82,20 @@ class _Search:
             if not self._ask([self._request(best, rate, limit, seed) for seed in range(self._seeds)]):
                 break
 
+    def _likeliest(self, first: int) -> int:
+        """Give the batch that is expected to be fastest, not far above one whose rate is known to train."""
+        near = [batch for batch in self._plans if first <= batch <= _FAR * first]
+        return min(near, key=lambda batch: self._step_time_s(batch) * batch ** (_USUAL_GROWTH - 1))
+
     def _bracket(self, batch: int, rate: float) -> None:
-        """Try the reference's rate and go on beside the best while that lies at the edge.
+        """Try a rate and go on beside the best while that lies at the edge.
 
         Upwards first: too high a rate is found out sooner than one that is too low. Both ways where the
-        reference's rate does not arrive.
+        first does not arrive.
         """
-        self._try(batch, [rate], self._limit)
-        self._try(batch, [rate * _STEP] if self._reached() else [rate / _STEP, rate * _STEP], self._limit)
+        self._try(batch, [rate], self._limit_of(batch) if self._reached() else self._limit)
+        arrived = batch in self._reached()
+        self._try(batch, [rate * _STEP] if arrived else [rate / _STEP, rate * _STEP], self._limit)
         for _ in range(_EXTENSIONS):
             result = self._result(batch)
             if result is None or (edge := result.edge()) == 0:
@@ -247,9 +259,9 @@ def search_learning_rates(
 ) -> None:
     """Find the best learning rate at the global batches of `plans` that may have the least time to target.
 
-    At the batch nearest the reference rates 3 x apart are tried until the best lies within. Then batches
-    tried and their neighbours get the trials that tell most of which is the fastest, each at the rate that
-    all trials advise, while that is worth their examples. The fastest gets `seeds` seeds, and so does another
+    The reference is tried, then at the batch that is likely to be fastest, up to 4 x as large, rates 3 x
+    apart until the best lies within. Then batches tried and their neighbours get the trials that tell most of
+    which is the fastest, each at the rate that all trials advise, while that is worth their examples. The fastest gets `seeds` seeds, and so does another
     that this makes the fastest. Without `step_time_s` every step takes as long.
     """
     known = {batch: plan for batch, plan in plans.items() if plan is not None}

@@ -126,9 +126,32 @@ def test_seeds_are_spent_at_the_best_batch(search):
     assert any({0, 1, 2} <= own for own in seeds.values())
 
 
+def test_the_first_rates_are_tried_at_the_batch_that_is_likely_to_be_fastest(search):
+    """By the step times, and not far above the reference: there its rate, grown with the root, and others."""
+    for overhead, start in ((1e-3, 8), (16.0, 16), (1e6, 32)):
+        result = search(
+            plans(4, 8, 16, 32, 64),
+            folder=f"at {start}",
+            reference=Reference(8, 0.05),
+            step_time_s=lambda batch, overhead=overhead: overhead + batch,
+        )
+        assert (result.trials[0].plan.global_batch, result.trials[0].learning_rate) == (8, 0.05)
+        others = [trial for trial in result.trials[1:3] if trial.plan.global_batch == start]
+        assert len(others) == 2
+        if start > 8:
+            assert others[0].learning_rate == pytest.approx(0.05 * (start / 8) ** 0.5, rel=1e-3)
+
+
+def test_where_the_likely_batch_does_not_arrive_the_reference_is_bracketed(search):
+    target = Target(0.05, "min", max_examples=112, evaluate_every=16)
+    result = search(plans(8, 32), reference=Reference(8, 0.3), target=target)
+    assert result.found[32].best_rate is None
+    assert len(result.rates(8)) >= 3
+
+
 def test_another_batch_is_first_tried_at_the_rate_the_fit_advises(search):
-    result = search(plans(4, 8, 16, 32))
-    other = next(trial for trial in result.trials if trial.plan.global_batch != 8)
+    result = search(plans(4, 8, 16, 32), step_time_s=lambda batch: 16.0 + batch)
+    other = next(trial for trial in result.trials if trial.plan.global_batch not in (8, 16))
     before = result.trials[: result.trials.index(other)]
     fit = fit_learning_rates(before, optimizer_of(result.run.records()))
     assert other.learning_rate == pytest.approx(fit.advised_rate(other.plan.global_batch), rel=1e-3)
@@ -162,7 +185,7 @@ def test_a_search_takes_few_examples(search):
 
 @pytest.mark.parametrize(("workers", "least", "most"), [(1, 1, 1), (2, 2, 2), (8, 2, 3)])
 def test_batches_are_tried_side_by_side_where_ranks_are_free(search, workers, least, most):
-    result = search(plans(4, 8, 16, 32), workers=workers)
+    result = search(plans(4, 8, 16, 32), workers=workers, step_time_s=lambda batch: 4.0 + batch)
     assert least <= max(len(set(asked)) for asked in result.runtime.rounds) <= most
 
 
