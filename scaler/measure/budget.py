@@ -18,7 +18,7 @@ def expected_cost(launch: LaunchConfig, workers: int) -> str:
     if launch.from_checkpoint is not None:
         parts += "branches of the checkpoint"
     else:
-        parts += "training runs of about 11 times the examples of one to the target"
+        parts += "training runs of about 10 times the examples of one to the target"
     if launch.budget is None:
         return f"to be measured on up to {workers} workers: {parts}; --budget bounds it"
     bound = f"at most {launch.budget}"

@@ -31,7 +31,7 @@ _HOPELESS = 1.25  # a rate that needs so many times the best rate's examples can
 _FAR = 4  # times the reference's batch, up to which the first rates are tried
 _GROWTH = 1.8  # in examples from a batch to the next, over that in proportion to the batch
 _UNLUCKY = 2.0  # a seed that needs so many times the predicted examples need not end
-_MOST_RUNS = 11.0  # examples of the whole search, in runs at the best batch; luck may add one
+_MOST_RUNS = 10.5  # examples of the whole search, in runs at the best batch; luck may add one
 _WORTH = 0.01  # least expected share of the time to target that a trial as long as the best run is to save
 _APART = 1.4  # least factor between two rates of a batch
 _USUAL_GROWTH, _UNKNOWN = 0.5, 0.5  # exponent of examples above the only batch known; deviation of their log
@@ -261,8 +261,9 @@ def search_learning_rates(
 
     The reference is tried, then at the batch that is likely to be fastest, up to 4 x as large, rates 3 x
     apart until the best lies within. Then batches tried and their neighbours get the trials that tell most of
-    which is the fastest, each at the rate that all trials advise, while that is worth their examples. The fastest gets `seeds` seeds, and so does another
-    that this makes the fastest. Without `step_time_s` every step takes as long.
+    which is the fastest, each at the rate that all trials advise, while that is worth their examples. The
+    fastest gets `seeds` seeds, and so does another that this makes the fastest. Without `step_time_s` every
+    step takes as long.
     """
     known = {batch: plan for batch, plan in plans.items() if plan is not None}
     if known:
