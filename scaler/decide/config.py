@@ -74,6 +74,8 @@ class Choice(Strict):
     """(workers, global batch, micro-batch, accumulation, ZeRO stage) that fit and were compared."""
     regret: float | None = None
     """Expected share by which the answer is worse than the truly best plan: what is not known costs this."""
+    regret_step_time: float | None = None
+    """What of it step times leave open, by themselves."""
     kept: float | None = None
     """Probability that the answer keeps all limits; absent where nothing predicted is limited."""
     rival: Rival | None = None

@@ -1,10 +1,12 @@
 """What is said of the choice: out of what it was made, what it risks, and what would change it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from scaler.decide.case import Case
-from scaler.decide.choose import Option
+from scaler.decide.choose import Option, outcomes_of
 from scaler.decide.config import Change, Choice, Rival
 from scaler.decide.risk import drawn_outcomes, regret
 from scaler.stats import Floats
@@ -34,6 +36,8 @@ def choice_of(case: Case, own: Ranking | None, rankings: Sequence[Ranking]) -> C
     finalists = [own.found[0], *(option for _, option in others[: _FINALISTS - 1])]
     outcomes = drawn_outcomes(finalists, case.cluster)
     scores = case.objective.score(outcomes)
+    typical = np.broadcast_to(outcomes_of(finalists, case.cluster).examples, outcomes.examples.shape)
+    timing = case.objective.score(replace(outcomes, examples=typical))
     rival = None
     if len(finalists) > 1:
         rival = Rival(
@@ -47,6 +51,7 @@ def choice_of(case: Case, own: Ranking | None, rankings: Sequence[Ranking]) -> C
         limits=given,
         feasible_plans=max(number, len(pairs)),
         regret=regret(scores),
+        regret_step_time=regret(timing),
         kept=float(case.limits.keeps(outcomes)[:, 0].mean()) if case.limits.on_outcomes else None,
         rival=rival,
     )
