@@ -19,7 +19,7 @@ import math
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +39,7 @@ from scaler.records import ConvergenceRecord
 from scaler.runs import RunFolder
 from scaler.runtime.local import LocalRuntime
 from scaler.runtime.protocol import Task
+from scaler.units import round_rate
 from scaler.workload import Workload, load_workload
 
 GRID_SEEDS = range(100, 105)
@@ -94,25 +95,18 @@ def read_grid(file: Path) -> list[GridRun]:
 
 
 def rate_means(runs: Iterable[GridRun]) -> list[tuple[float, float]]:
-    """Give (rate, mean examples) of one batch's rates whose first seeds all arrived, best first."""
+    """Give (rate, mean examples) of one batch's rates that always reached the target, best first."""
     of: dict[float, list[float]] = defaultdict(list)
     for run in runs:
-        if run.seed in GRID_SEEDS:
-            of[run.learning_rate].append(run.examples if run.reached else math.inf)
-    means = [(rate, float(np.mean(own))) for rate, own in of.items()]
-    return sorted((pair for pair in means if math.isfinite(pair[1])), key=lambda pair: pair[1])
+        of[run.learning_rate].append(run.examples if run.reached else math.inf)
+    means = sorted((float(np.mean(own)), rate) for rate, own in of.items())
+    return [(rate, mean) for mean, rate in means if math.isfinite(mean)]
 
 
-def grid_best(runs: Iterable[GridRun]) -> dict[int, tuple[float, float]]:
-    """Give (rate, mean examples) of each batch's best rate, of those that always reached the target."""
-    means: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        means[run.global_batch][run.learning_rate].append(run.examples if run.reached else math.inf)
-    best = {
-        batch: min((float(np.mean(own)), rate) for rate, own in rates.items())
-        for batch, rates in means.items()
-    }
-    return {batch: (rate, mean) for batch, (mean, rate) in best.items() if math.isfinite(mean)}
+def grid_best(runs: Sequence[GridRun]) -> dict[int, tuple[float, float]]:
+    """Give (rate, mean examples) of each batch's best rate, where one always reached the target."""
+    of = {b: rate_means(run for run in runs if run.global_batch == b) for b in {r.global_batch for r in runs}}
+    return {batch: of[batch][0] for batch in sorted(of) if of[batch]}
 
 
 class Bench:
@@ -151,7 +145,7 @@ class Bench:
         known = read_grid(file)
         seeds = {(run.global_batch, run.learning_rate, run.seed) for run in known}
         for batch in dict.fromkeys(run.global_batch for run in known):
-            own = [run for run in known if run.global_batch == batch]
+            own = [run for run in known if run.global_batch == batch and run.seed in GRID_SEEDS]
             for rate, mean in rate_means(own)[:BEST_RATES]:
                 for seed in (seed for seed in BEST_SEEDS if (batch, rate, seed) not in seeds):
                     limit = math.ceil(min(FAR * mean, self._limit))
@@ -243,7 +237,7 @@ def measure(name: str = "digits", searches: int = 3) -> list[Figure]:
         usual = bench.mean(batch, rate, FRESH_SEEDS, limit)
         for costs, search in zip(extra, found, strict=True):
             ours = search.rates[batch]
-            costs.append(bench.mean(batch, float(f"{ours:.4g}"), FRESH_SEEDS, limit) / usual - 1)
+            costs.append(bench.mean(batch, round_rate(ours), FRESH_SEEDS, limit) / usual - 1)
             print(
                 f"batch {batch}: grid {rate:g}, {usual:,.0f} examples; fitted {ours:.4g}, {costs[-1]:+.1%}",
                 file=sys.stderr,

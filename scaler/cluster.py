@@ -147,13 +147,18 @@ class Cluster(Strict):
         emulated = self.emulate.bandwidth_bytes if self.emulate else None
         return self.link_bandwidth_bytes or emulated
 
+    @property
+    def workers_per_node(self) -> int:
+        """The most workers that a node takes."""
+        return -(-self.max_workers // self.nodes)
+
     def nodes_of(self, workers: int) -> int:
         """Count the nodes that so many workers are placed on: as few as hold them."""
         return self.node_of(workers - 1) + 1
 
     def node_of(self, rank: int) -> int:
         """Tell which node a rank is placed on, from 0: as many to a node as it takes."""
-        return rank // -(-self.max_workers // self.nodes)
+        return rank // self.workers_per_node
 
     def capacity_bytes(self, rank: int | None = None) -> int | None:
         """Give the memory of one device; None where only the device itself knows (cuda).
@@ -166,8 +171,7 @@ class Cluster(Strict):
             return self.group_of(rank).device_memory_bytes
         if self.device_memory_bytes is not None or self.kind != "cpu":
             return self.device_memory_bytes
-        per_node = -(-self.max_workers // self.nodes)
-        return (self.host_memory_bytes or _host_memory_bytes()) // per_node
+        return (self.host_memory_bytes or _host_memory_bytes()) // self.workers_per_node
 
     def group_of(self, rank: int) -> DeviceGroup:
         """Give the devices that a rank is one of, where devices are unequal."""

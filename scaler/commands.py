@@ -86,8 +86,7 @@ def run_launch(
 
 def recommend(options: argparse.Namespace) -> None:
     """Decide again from a run, for its own cluster or each of others, which get a file each."""
-    configs = [config for config, _ in _decided(options)]
-    _print(configs, options.json)
+    _print(_decided(options), options.json)
     print(f"\nnext: scaler explain {options.folder}", file=sys.stderr)
 
 
@@ -95,10 +94,9 @@ def explain(options: argparse.Namespace) -> None:
     """Say why the answer is what it is, and what would change it."""
     from scaler.report.explain import explanation, print_explanation
 
-    found = [config for config, _ in _decided(options)]
+    found = _decided(options)
     if options.json:
-        told = [explanation(config) for config in found]
-        print(json.dumps(told[0] if len(told) == 1 else told, indent=2))
+        _print_json([explanation(config) for config in found])
     else:
         for config in found:
             print_explanation(config)
@@ -165,7 +163,7 @@ def fit_learning_rate(options: argparse.Namespace) -> None:
     _show_brought(fit_learning_rate_table(options.known, options.at), options.json, print_learning_rates)
 
 
-def _decided(options: argparse.Namespace) -> list[tuple[BatchConfig, Path | None]]:
+def _decided(options: argparse.Namespace) -> list[BatchConfig]:
     """Decide for each cluster asked for, and write a file for each; for the run's own without a file."""
     from scaler.answers import recommend as decide_again
     from scaler.answers import run_cluster
@@ -177,22 +175,17 @@ def _decided(options: argparse.Namespace) -> list[tuple[BatchConfig, Path | None
             f"two clusters are named {', '.join(twice)}: their answers would overwrite each other",
             hint="give one of them another `name`",
         )
-    found: list[tuple[BatchConfig, Path | None]] = []
+    given, sweep, found = _limits(options), parse_sweep(options.sweep), list[BatchConfig]()
+    limits = parse(Limits, given, "command line") if given else None
     for cluster in clusters or [run_cluster(options.folder)]:
-        config = decide_again(
-            options.folder,
-            _limited(cluster, options),
-            parse_sweep(options.sweep),
-            options.objective,
-            parse(Limits, limits, "command line") if (limits := _limits(options)) else None,
-        )
-        path = None
+        limited = _limited(cluster, options)
+        config = decide_again(options.folder, limited, sweep, options.objective, limits)
         if clusters:
             plain = re.sub(r"[^A-Za-z0-9._-]+", "-", cluster.name)
             path = Path(options.folder) / f"batch-config-{plain}.yaml"
             write_atomically(path, config.to_yaml())
             print(f"configuration: {path}", file=sys.stderr)
-        found.append((config, path))
+        found.append(config)
     return found
 
 
@@ -221,12 +214,16 @@ def _show_brought(answer: Any, as_json: bool, show: Callable[[Any], None]) -> No
     print("\nnext: scaler tune WORKLOAD --cluster FILE measures them itself", file=sys.stderr)
 
 
+def _print_json(items: list[dict[str, Any]]) -> None:
+    """Print one as it is, several as a list."""
+    print(json.dumps(items[0] if len(items) == 1 else items, indent=2))
+
+
 def _print(configs: list[BatchConfig], as_json: bool) -> None:
     from scaler.report.terminal import print_answer
 
     if as_json:
-        data = [config.to_dict() for config in configs]
-        print(json.dumps(data[0] if len(data) == 1 else data, indent=2))
+        _print_json([config.to_dict() for config in configs])
         return
     for config in configs:
         print_answer(config)

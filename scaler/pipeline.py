@@ -50,7 +50,7 @@ def tune(
         with runtime or open_runtime(launch, workload) as ranks:
             evidence = Evidence(ranks, run, launch.budget_s, progress, notice)
             measure(evidence, workload, launch, ranks.workers)
-            config = settle(evidence, partial(decide_run, run, launch.cluster, launch, launch.sweep))
+            config = settle(evidence, partial(decide_run, run, launch.cluster, launch))
             write_answer(run, config)
             measure_warmup(evidence, workload, config.chosen)
             config = decide_run(run, launch.cluster, launch, launch.sweep)

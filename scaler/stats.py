@@ -78,6 +78,12 @@ def product(left: Estimate, right: Estimate, method: str) -> Estimate:
     )
 
 
+def root_of(covariance: Floats) -> Floats:
+    """Give R with R R' the covariance [n, n], which may be singular: normal numbers @ R' are draws."""
+    spread, directions = np.linalg.eigh(covariance)
+    return np.asarray(directions * np.sqrt(np.maximum(spread, 0.0)))
+
+
 def pooled_log_variance(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
     """Pool the variance of log values within groups: (variance, degrees of freedom), (0, 0) if none."""
     total, dof = 0.0, 0

@@ -62,6 +62,11 @@ def format_count(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def round_rate(learning_rate: float) -> float:
+    """Round a learning rate to the four digits that runs are asked with."""
+    return float(f"{learning_rate:.4g}")
+
+
 def parse_seconds(text: str | int | float) -> float:
     """Read a duration such as '90', '90s', '20m' or '1h30m' as seconds.
 

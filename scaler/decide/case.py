@@ -70,10 +70,9 @@ class Case:
         counts: Sequence[int] = [pinned.workers] if pinned else limits.counts(cluster)
         cluster = with_measured_speeds(limits.applied(cluster, said_bytes(records)), runs)
         timed = sorted({run.plan.zero_stage for run in runs} or {0})
-        stages = [
-            fit_all(records, cluster, stage, measured_on)
-            for stage in (timed if zero_stage is None else [zero_stage])
-        ]
+        first, *others = timed if zero_stage is None else [zero_stage]
+        fits = fit_all(records, cluster, first, measured_on)
+        stages = [fits, *(fits.at_stage(stage) for stage in others)]
         goal = _objective(objective, limits, stages[0])
         usable = [] if pinned else [fits for fits in stages if fits.step_time is not None]
         spaces = [Space.of(fits, cluster, counts, fits.examples) for fits in usable]
@@ -104,7 +103,7 @@ def _with_usual_loss(limits: Limits, objective: Objective, spaces: Sequence[Spac
     """Add the objective's own limit on efficiency where none is given; never less than the least possible."""
     if limits.efficiency_loss is not None or objective.EFFICIENCY_LOSS is None:
         return limits
-    losses = [space.outcomes().efficiency_loss.min() for space in spaces if len(space)]
+    losses = [space.outcomes.efficiency_loss.min() for space in spaces if len(space)]
     least = min((float(loss) for loss in losses if np.isfinite(loss)), default=None)
     if least is None:
         return limits
@@ -119,8 +118,7 @@ def _reported(
         return counts
     kept = {counts[0], counts[-1], *(2**k for k in range(32) if counts[0] <= 2**k <= counts[-1])}
     for space in spaces:
-        outcomes = space.outcomes()
-        scores = np.where(limits.keeps(outcomes), objective.score(outcomes), np.inf)
-        if len(space) and np.isfinite(scores).any():
-            kept.add(int(space.workers[int(np.nanargmin(scores))]))
+        scores = limits.scores(objective, space.outcomes)
+        if np.isfinite(scores).any():
+            kept.add(int(space.workers[int(np.argmin(scores))]))
     return sorted(kept)

@@ -17,9 +17,10 @@ from scaler.decide.plans import split_batch
 from scaler.decide.reasons import reasons, sources, warmup_reason
 from scaler.errors import BadInput, NothingFeasible
 from scaler.fit.memory import memory_for
-from scaler.fit.step_time import StepTimeFit, shape_of
+from scaler.fit.step_time import shape_of
 from scaler.fit.warmup import fit_warmup
 from scaler.stats import Estimate, Floats, product
+from scaler.units import round_rate
 from scaler.workload import Reference
 
 
@@ -49,7 +50,7 @@ def options(
 ) -> tuple[list[Option], str]:
     """List the feasible options of a worker count, and why there are no others."""
     plans, why = [], ""
-    if (why_not := _untimed(fits.step_time, workers)) is not None:
+    if (why_not := _untimed(fits, workers)) is not None:
         return [], why_not
     for batch in sorted({*fits.tried, *fits.examples}):
         if pinned is not None and batch != pinned.global_batch:
@@ -99,8 +100,7 @@ def ranked(
     """Order the options that keep the limits, best first, and give their scores."""
     if not found:
         return [], np.zeros(0)
-    outcomes = outcomes_of(found, cluster)
-    scores = np.where(limits.keeps(outcomes), objective.score(outcomes), np.inf)
+    scores = limits.scores(objective, outcomes_of(found, cluster))
     order = [int(i) for i in np.argsort(scores, kind="stable") if np.isfinite(scores[i])]
     return [found[i] for i in order], scores[order]
 
@@ -141,7 +141,7 @@ def reference_answer(
 
     Gives the answer, or why there is none.
     """
-    if (why_not := _untimed(fits.step_time, workers)) is not None:
+    if (why_not := _untimed(fits, workers)) is not None:
         return None, why_not
     try:
         plan = pinned or split_batch(reference.global_batch, workers, fits.memory, cluster, fits.zero_stage)
@@ -163,15 +163,15 @@ def _predicted(fits: Fits, cluster: Cluster, plans: Sequence[BatchPlan]) -> list
     for plan, step_time_s in zip(plans, step_times, strict=True):
         batch = plan.global_batch
         examples = fits.examples[batch] if batch in fits.examples else fits.convergence.examples(batch)
-        rate = float(f"{fits.convergence.learning_rate(batch):.4g}")
+        rate = round_rate(fits.convergence.learning_rate(batch))
         found.append(Option(fits, plan, rate, step_time_s, examples))
     return found
 
 
-def _untimed(step_time: StepTimeFit | None, workers: int) -> str | None:
+def _untimed(fits: Fits, workers: int) -> str | None:
     """Say why nothing is known of the step time on a worker count: synchronisation was never seen."""
-    if step_time is None:
+    if fits.step_time is None:
         return "no step time was measured"
-    if workers > 1 and step_time.largest_workers == 1:
+    if workers > 1 and not fits.synchronised:
         return "no step time was measured on more than one worker"
     return None

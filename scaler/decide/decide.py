@@ -127,7 +127,7 @@ def _nothing(case: Case, infeasible: dict[int, str]) -> NothingFeasible:
     filled = [space for space in case.spaces if len(space)]
     if case.limits.on_outcomes and filled:
         places = [(space, place) for space in filled for place in range(len(space))]
-        outcomes = joined([space.outcomes() for space in filled])
+        outcomes = joined([space.outcomes for space in filled])
         return conflict(case.limits, outcomes, lambda i: _words(places[i][0].entry(places[i][1])))
     faults = [f"  - {workers} workers: {why}" for workers, why in infeasible.items()]
     return NothingFeasible(

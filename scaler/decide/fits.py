@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,12 @@ class Fits:
     trials: Sequence[ConvergenceRecord]
     branching: BranchingFit | None
     train_examples: int
+    runs: Sequence[ThroughputRecord]
+    """Launches of every ZeRO stage."""
+
+    def at_stage(self, zero_stage: int) -> "Fits":
+        """Give the fits with the step times of another ZeRO stage: nothing else depends on it."""
+        return replace(self, zero_stage=zero_stage, **_step_times(self.runs, zero_stage, self.transfer))
 
     @property
     def reached(self) -> tuple[int, ...]:
@@ -109,8 +116,7 @@ def fit_all(
     records = sorted((record for record in records if not record.held_out), key=lambda record: record.task)
     trials = [r for r in records if isinstance(r, ConvergenceRecord)]
     sizes = workload_record(records)
-    runs = [r for r in records if isinstance(r, ThroughputRecord) and r.plan.zero_stage == zero_stage]
-    own = fit_step_time(runs)
+    runs = [r for r in records if isinstance(r, ThroughputRecord)]
     transfer = Transfer.between(measured_on or cluster, cluster)
     convergence = fit_convergence(trials, optimizer_of(records))
     return Fits(
@@ -118,14 +124,24 @@ def fit_all(
         memory=fit_memory(
             (r for r in records if isinstance(r, MemoryRecord | PredictionRecord)), cluster.capacity_bytes()
         ),
-        step_time=transfer.applied(own) if own is not None else None,
-        measured_step_time=own,
         transfer=transfer,
-        mean_over_median=mean_over_median(runs),
+        **_step_times(runs, zero_stage, transfer),
         convergence=convergence,
         tried=tuple(batch_results(trials)),
         examples=_examples(convergence, sizes) if convergence is not None else {},
         trials=trials,
         branching=fit_branching(r for r in records if isinstance(r, BranchRecord)),
         train_examples=sizes.train_examples,
+        runs=runs,
     )
+
+
+def _step_times(runs: Sequence[ThroughputRecord], zero_stage: int, transfer: Transfer) -> dict[str, Any]:
+    """Fit the step times of one ZeRO stage."""
+    own = [run for run in runs if run.plan.zero_stage == zero_stage]
+    fit = fit_step_time(own)
+    return {
+        "step_time": transfer.applied(fit) if fit is not None else None,
+        "measured_step_time": fit,
+        "mean_over_median": mean_over_median(own),
+    }

@@ -46,8 +46,8 @@ def lifted(
     batches = list(fits.examples)
     largest, data = max(batches), fits.train_examples
     whole = largest == data
-    further = 2 * largest if whole else max(largest, min(2 * largest, data))
-    further = further if len(fits.reached) > 1 else largest
+    room = 2 * largest if whole else max(largest, data)
+    further = min(2 * largest, room) if len(fits.reached) > 1 else largest
     usual = Space.of(fits, cluster, counts, batches)
     spaces: list[tuple[Bound, str, Space]] = [
         ("memory", "device memory for any batch in one pass", Space.of(fits, cluster, counts, batches, True)),
@@ -88,14 +88,13 @@ def bound_of(lifts: Sequence[Lift], score: float, workers: int) -> Bound:
 def _scored(limit: Bound, change: str, space: Space, objective: Objective, limits: Limits) -> Lift:
     if not len(space):
         return Lift(limit, change, space, np.zeros(0))
-    outcomes = space.outcomes()
+    outcomes = space.outcomes
     if limit == "critical batch" and space.fits.convergence is not None:
         halves, which = np.unique(space.global_batch / 2, return_inverse=True)
         examples = space.fits.convergence.typical_examples(halves.tolist())[which]
         # Below the smallest batch there may be nothing to gain.
         outcomes = replace(outcomes, examples=np.fmin(examples, outcomes.examples))
-    scores = np.where(limits.keeps(outcomes), objective.score(outcomes), np.inf)
-    return Lift(limit, change, space, np.nan_to_num(scores, nan=np.inf))
+    return Lift(limit, change, space, limits.scores(objective, outcomes))
 
 
 def _with(fits: Fits, part: str) -> Fits:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, ByteSize, Field, PositiveFloat, PositiveInt
 
 from scaler.cluster import Cluster
+from scaler.decide.objectives import Objective
 from scaler.decide.outcomes import Outcomes
 from scaler.errors import BadInput, NothingFeasible
 from scaler.schema import Strict
@@ -82,6 +83,11 @@ class Limits(Strict):
         for values in self.excess(outcomes).values():
             kept &= values <= 1 + _ROUNDING
         return kept
+
+    def scores(self, objective: Objective, outcomes: Outcomes) -> Floats:
+        """Score outcomes by an objective; infinite where a limit is not kept or something is not known."""
+        scores = objective.score(outcomes)
+        return np.where(self.keeps(outcomes) & ~np.isnan(scores), scores, np.inf)
 
     @property
     def on_outcomes(self) -> bool:

@@ -19,7 +19,7 @@ def pareto_front(spaces: Sequence[Space], limits: Limits) -> tuple[ParetoPoint, 
     for space in spaces:
         if not len(space):
             continue
-        outcomes = space.outcomes()
+        outcomes = space.outcomes
         points = np.stack([outcomes.time_s, outcomes.cost, outcomes.examples], axis=1)
         usable = np.flatnonzero(limits.keeps(outcomes) & np.isfinite(points).all(axis=1))
         for batch in np.unique(space.global_batch[usable]):

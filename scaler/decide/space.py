@@ -1,5 +1,6 @@
 """The joint space: every feasible (workers, global batch, micro-batch, accumulation) of a ZeRO stage."""
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -73,11 +74,12 @@ class Space:
         rows = [(p.workers, p.global_batch, p.micro_batch, p.accumulation) for p in plans]
         return cls(fits, cluster, *np.array(rows, dtype=np.int64).reshape(-1, 4).T)
 
+    @functools.cached_property
     def outcomes(self) -> Outcomes:
         """Predict every plan at the middle of its interval; examples are nan where none were measured."""
         assert self.fits.step_time is not None and self.fits.mean_over_median is not None
-        per_node = -(-self.cluster.max_workers // self.cluster.nodes)
-        shapes = (-(-self.workers // per_node), self.workers, self.micro_batch, self.accumulation)
+        nodes = -(-self.workers // self.cluster.workers_per_node)
+        shapes = (nodes, self.workers, self.micro_batch, self.accumulation)
         step_time_s = self.fits.step_time.typical_s(*(part.astype(float) for part in shapes))
         batches, which = np.unique(self.global_batch, return_inverse=True)
         examples = self.fits.typical_examples(batches.tolist())

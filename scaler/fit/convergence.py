@@ -52,20 +52,17 @@ class ConvergenceFit:
         mean = float(np.mean(own.reached))
         return Estimate(value=mean, samples=len(own.reached), method="mean over seeds")
 
-    def examples_of(self, global_batches: Sequence[int]) -> list[Estimate]:
+    def examples_of(self, global_batches: Sequence[float]) -> list[Estimate]:
         """Predict `examples` of one fresh run of each batch."""
         if self.steps is not None:
             return self.steps.examples_at(global_batches, [1] * len(global_batches))
-        return [self.examples(batch) for batch in global_batches]
+        return [self.examples(int(batch)) for batch in global_batches]
 
     def typical_examples(self, global_batches: Sequence[float]) -> Floats:
         """Predict the mean examples to target of each batch; nan where one other batch only reached it."""
-        if self.steps is not None:
-            found = self.steps.examples_at(global_batches, [1] * len(global_batches))
-            return np.array([estimate.value for estimate in found])
-        return np.array(
-            [self.examples(int(b)).value if int(b) in self.runs else np.nan for b in global_batches]
-        )
+        known = [b for b in global_batches if self.steps is not None or b in self.runs]
+        values = {b: found.value for b, found in zip(known, self.examples_of(known), strict=True)}
+        return np.array([values.get(b, np.nan) for b in global_batches])
 
     def draw_examples(self, global_batches: Sequence[int], draws: int, seed: int = 0) -> Floats:
         """Draw what the mean examples to target at `learning_rate` may truly be: [draws, batches].

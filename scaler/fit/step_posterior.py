@@ -19,7 +19,7 @@ from scaler.fit.step_model import (
     step_value,
     sync_value,
 )
-from scaler.stats import CONFIDENCE
+from scaler.stats import CONFIDENCE, root_of
 
 _ROUNDS = 5  # of the noise, which is estimated along
 _SETTLED = 0.02
@@ -156,8 +156,7 @@ class Posterior:
     def draw(self, shapes: Sequence[StepShape], draws: int, seed: int) -> Floats:
         """Draw the logarithms of what step times truly are, without the noise of a run: [draws, shapes]."""
         values, slopes, covariance = self.log_step(shapes)
-        spread, directions = np.linalg.eigh(slopes @ covariance @ slopes.T)
-        root = directions * np.sqrt(np.maximum(spread, 0.0))
+        root = root_of(slopes @ covariance @ slopes.T)
         normal = np.random.default_rng(seed).standard_normal((draws, len(shapes)))
         return np.asarray(values + self.priors.width * normal @ root.T)
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from scaler.fit.batch_curve import CurvePriors, Curves
-from scaler.stats import CONFIDENCE, Estimate, Floats
+from scaler.stats import CONFIDENCE, Estimate, Floats, root_of
 
 _METHOD = "mean of curves by their evidence; mixture of t on the log scale"
 _ROUNDS = 10  # of what censored runs would have needed
@@ -132,11 +132,9 @@ class StepsFit:
             if count:
                 means, covariance = self._around(scale, np.arange(len(own)), log_batches)
                 which = generator.choice(len(own), size=count, p=own / own.sum())
-                spread, directions = np.linalg.eigh(covariance)
-                root = directions * np.sqrt(np.maximum(spread, 0.0))
                 normal = generator.standard_normal((count, len(log_batches)))
                 wide = np.sqrt(self.degrees_of_freedom / generator.chisquare(self.degrees_of_freedom, count))
-                found.append(means[which] + wide[:, None] * (normal @ root.T))
+                found.append(means[which] + wide[:, None] * (normal @ root_of(covariance).T))
         return np.asarray(np.exp(generator.permutation(np.concatenate(found))))
 
     def is_extrapolated(self, global_batch: float) -> bool:

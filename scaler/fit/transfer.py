@@ -114,15 +114,6 @@ class Transfer:
         return replace(fit, posterior=replace(posterior, parameters=parameters, covariance=covariance))
 
 
-def transferred(fit: StepTimeFit, measured: Cluster, asked: Cluster) -> StepTimeFit:
-    """Give the fit of runs on `measured` as it would be on `asked`; `Transfer.words` says how it differs.
-
-    Raises:
-        BadInput: the devices differ, and neither `flops` nor `memory_bandwidth` is known of both.
-    """
-    return Transfer.between(measured, asked).applied(fit)
-
-
 def _computation(measured: Cluster, asked: Cluster) -> Factor:
     names = [(c.kind, c.device, *(group.device for group in c.devices)) for c in (measured, asked)]
     before, after = ((c.flops_per_s, c.device_bandwidth_bytes) for c in (measured, asked))

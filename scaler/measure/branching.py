@@ -22,6 +22,7 @@ from scaler.probe.branch import (
 from scaler.probe.convergence import ConvergenceRequest, probe_convergence
 from scaler.records import BranchRecord, CheckpointRecord, ConvergenceRecord, ThroughputRecord, WorkloadRecord
 from scaler.runtime.protocol import Task
+from scaler.units import round_rate
 from scaler.workload import Workload
 
 REFERENCE_SHARE = 0.3  # of the budget: a reference run that takes longer leaves no time for a search
@@ -75,7 +76,7 @@ def try_reference(
     limit_s = REFERENCE_SHARE * launch.budget_s if launch.budget_s is not None else math.inf
     request = ConvergenceRequest(
         plan=plan,
-        learning_rate=float(f"{workload.reference.learning_rate:.4g}"),
+        learning_rate=round_rate(workload.reference.learning_rate),
         warmup_examples=workload.reference.warmup_examples,
         max_examples=trial_limit(workload, sizes),
         seed=REFERENCE_SEED,
@@ -219,7 +220,7 @@ def _request(
     fewest, most = _HELD_OUT
     return BranchRequest(
         plan=plan,
-        learning_rate=float(f"{rate:.4g}"),
+        learning_rate=round_rate(rate),
         rate_rule="square root" if exponent < 1 else "linear",
         reference_batch=reference.global_batch,
         reference_rate=reference.learning_rate,

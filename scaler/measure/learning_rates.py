@@ -19,6 +19,7 @@ from scaler.fit.optimizer import Optimizer, optimizer_of
 from scaler.measure.evidence import Evidence, plan_task
 from scaler.probe.convergence import ConvergenceRequest, probe_convergence
 from scaler.records import ConvergenceRecord, WorkloadRecord
+from scaler.units import round_rate
 from scaler.workload import Workload
 
 StepTime = Callable[[int], float]
@@ -163,7 +164,7 @@ class _Search:
     def _request(self, batch: int, rate: float, limit: float, seed: int = 0) -> ConvergenceRequest:
         return ConvergenceRequest(
             plan=self._plans[batch],
-            learning_rate=float(f"{rate:.4g}"),
+            learning_rate=round_rate(rate),
             warmup_examples=self._workload.reference.warmup_examples,
             max_examples=math.ceil(min(limit, self._limit)),
             seed=seed,

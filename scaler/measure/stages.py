@@ -1,5 +1,6 @@
 """Which questions to ask: memory, throughput, noise, convergence, in that order."""
 
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 
@@ -92,16 +93,12 @@ def first_stage(
     Raises:
         NothingFeasible: micro-batch 1 does not fit.
     """
-    if launch.zero_stage != "auto":
-        return launch, measure_memory(evidence, launch, sizes, counts, batches)
-    for stage in range(4):
-        tried = launch if stage == 0 else launch.model_copy(update={"zero_stage": stage})
-        try:
-            return tried, measure_memory(evidence, tried, sizes, counts, batches)
-        except NothingFeasible:
-            if stage == 3 or counts[-1] == 1:
-                raise
-    raise AssertionError("the last stage fits or raises")
+    if launch.zero_stage == "auto" and counts[-1] > 1:
+        for tried in (launch, *(launch.model_copy(update={"zero_stage": stage}) for stage in (1, 2))):
+            with contextlib.suppress(NothingFeasible):
+                return tried, measure_memory(evidence, tried, sizes, counts, batches)
+        launch = launch.model_copy(update={"zero_stage": 3})
+    return launch, measure_memory(evidence, launch, sizes, counts, batches)
 
 
 def ask_sizes(evidence: Evidence) -> WorkloadRecord:

@@ -22,7 +22,7 @@ from scaler.probe.trajectories import Weights, principal_plane
 from scaler.probe.workload import batch_statistics
 from scaler.records import RegimesRecord
 from scaler.runtime.protocol import Rank
-from scaler.units import format_seconds
+from scaler.units import format_seconds, round_rate
 from scaler.workload import Workload
 
 MINI_BATCHES = (64, 128, 256, 512)
@@ -119,7 +119,7 @@ def _train(
         rate = reference.learning_rate * math.sqrt(size / reference.global_batch) * factor
         path = Path(
             plan=BatchPlan.split(size, 1, largest_pass),
-            learning_rate=float(f"{rate:.4g}"),
+            learning_rate=round_rate(rate),
             rate_factor=factor,
             planned_iterations=max(_ITERATIONS, math.ceil(_EPOCHS * len(data) / size)),
         )

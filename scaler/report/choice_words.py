@@ -39,6 +39,17 @@ def choice_sentence(config: BatchConfig) -> str:
     return f"{'; '.join(parts)}."
 
 
+def choice_tables(config: BatchConfig) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """Give the tables of the choice that have lines, as (title, headers, lines)."""
+    pareto = pareto_lines(config) if len(config.pareto) > 1 else []
+    tables = [
+        (CHANGE_TITLE, CHANGE_HEADERS, change_lines(config)),
+        (PARETO_TITLE, PARETO_HEADERS, pareto),
+        (KEPT_TITLE, KEPT_HEADERS, kept_lines(config)),
+    ]
+    return [table for table in tables if table[2]]
+
+
 def _limit(name: str, value: float) -> str:
     if name == "time_s":
         return f"{format_seconds(value)} to the target"

@@ -5,18 +5,7 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 
 from scaler.decide.config import BatchConfig
-from scaler.report.choice_words import (
-    CHANGE_HEADERS,
-    CHANGE_TITLE,
-    KEPT_HEADERS,
-    KEPT_TITLE,
-    PARETO_HEADERS,
-    PARETO_TITLE,
-    change_lines,
-    choice_sentence,
-    kept_lines,
-    pareto_lines,
-)
+from scaler.report.choice_words import choice_sentence, choice_tables
 from scaler.report.terminal import heading, make_console, plain, table_of
 from scaler.report.wording import SETTING, answer_rows, answer_sentence
 
@@ -55,15 +44,8 @@ def _explained(config: BatchConfig) -> RenderableType:
         parts.append(plain(f"{row.name}: {row.value}{spread}", "bold"))
         parts += [plain(f"    why:  {row.reason}")] if row.reason else []
         parts += [plain(f"    from: {row.source}")] if row.source else []
-    if config.changes:
-        parts += [heading(CHANGE_TITLE), table_of(CHANGE_HEADERS, change_lines(config))]
-    if len(config.pareto) > 1:
-        parts += [heading(PARETO_TITLE), table_of(PARETO_HEADERS, pareto_lines(config))]
-    if config.kept_batch:
-        parts += [
-            heading(KEPT_TITLE),
-            table_of(KEPT_HEADERS, kept_lines(config)),
-        ]
+    for title, headers, lines in choice_tables(config):
+        parts += [heading(title), table_of(headers, lines)]
     if config.findings.notes:
         parts.append(heading("Not known"))
         parts += [plain(f"- {note}") for note in config.findings.notes]

@@ -59,7 +59,7 @@ def render(config: BatchConfig, records: list[Record], target: tuple[float, str]
         rows=answer_rows(config),
         priced=_is_priced(config),
         counts=_worker_counts(config),
-        tables=_choice_tables(config),
+        tables=choice_words.choice_tables(config),
         comparisons=[comparison_words(c) for c in config.confirmation.comparisons]
         if config.confirmation
         else [],
@@ -124,17 +124,6 @@ def _worker_counts(config: BatchConfig) -> list[dict[str, object]]:
     for workers, reason in config.infeasible.items():
         lines.append({"workers": workers, "chosen": False, "reason": reason})
     return sorted(lines, key=lambda line: int(str(line["workers"])))
-
-
-def _choice_tables(config: BatchConfig) -> list[tuple[str, tuple[str, ...], Lines]]:
-    """Give the tables of the choice that have lines, as (title, headers, lines)."""
-    pareto = choice_words.pareto_lines(config) if len(config.pareto) > 1 else []
-    tables = [
-        (choice_words.CHANGE_TITLE, choice_words.CHANGE_HEADERS, choice_words.change_lines(config)),
-        (choice_words.PARETO_TITLE, choice_words.PARETO_HEADERS, pareto),
-        (choice_words.KEPT_TITLE, choice_words.KEPT_HEADERS, choice_words.kept_lines(config)),
-    ]
-    return [table for table in tables if table[2]]
 
 
 def _is_priced(config: BatchConfig) -> bool:

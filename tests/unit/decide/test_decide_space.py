@@ -116,7 +116,7 @@ def test_plans_are_predicted_as_the_options_are(memory_mib, nodes):
         for o in options(fits, cluster, workers)[0]
     }
     space = Space.of(fits, cluster, cluster.worker_counts, fits.examples)
-    outcomes = space.outcomes()
+    outcomes = space.outcomes
     assert len(space) == len(found)
     for i, (workers, batch) in enumerate(zip(space.workers, space.global_batch, strict=True)):
         option = found[workers, batch]
@@ -132,7 +132,7 @@ def test_plans_are_predicted_as_the_options_are(memory_mib, nodes):
 def test_the_loss_of_efficiency_is_beside_the_batch_that_needs_the_fewest_examples():
     space = Space.of(FITS, CLUSTER, [1], BATCHES)
     expected = [1 - STUDY.examples(32) / STUDY.examples(batch) for batch in BATCHES]
-    assert space.outcomes().efficiency_loss == pytest.approx(np.array(expected), abs=0.03)
+    assert space.outcomes.efficiency_loss == pytest.approx(np.array(expected), abs=0.03)
 
 
 # Unequal devices and ZeRO

@@ -12,7 +12,7 @@ from scaler.cluster import Cluster
 from scaler.errors import BadInput
 from scaler.fit.step_model import StepShape
 from scaler.fit.step_time import fit_step_rows
-from scaler.fit.transfer import Factor, Transfer, transferred
+from scaler.fit.transfer import Factor, Transfer
 
 NOISE = 0.05
 LINK_S = 0.02  # of the synchronisation across nodes
@@ -54,7 +54,7 @@ FIT = fit_step_rows(rows(KNOWN, true_s, NOISE))
 
 
 def to(measured=A, fit=FIT, **fields):
-    return transferred(fit, measured, cluster(device="B", **fields))
+    return Transfer.between(measured, cluster(device="B", **fields)).applied(fit)
 
 
 def width(estimate):
@@ -82,7 +82,7 @@ def width(estimate):
     ],
 )
 def test_the_same_devices_have_the_very_same_fit(measured, asked):
-    assert transferred(FIT, measured, asked) is FIT
+    assert Transfer.between(measured, asked).applied(FIT) is FIT
     assert Transfer.between(measured, asked).words.startswith("nothing is scaled")
 
 
@@ -99,7 +99,7 @@ def test_the_same_devices_have_the_very_same_fit(measured, asked):
 )
 def test_devices_without_figures_are_not_guessed(measured, asked):
     with pytest.raises(BadInput, match="how fast the devices of c are") as caught:
-        transferred(FIT, measured, asked)
+        Transfer.between(measured, asked).applied(FIT)
     assert "`flops`" in caught.value.hint and "`memory_bandwidth`" in caught.value.hint
 
 
