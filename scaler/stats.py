@@ -78,6 +78,14 @@ def product(left: Estimate, right: Estimate, method: str) -> Estimate:
     )
 
 
+def draw_around(estimate: Estimate, draws: int, generator: np.random.Generator) -> Floats:
+    """Draw from an identified estimate: normal on the log scale, on each side as wide as its interval."""
+    assert estimate.low is not None and estimate.high is not None
+    normal = generator.standard_normal(draws) / stats.norm.ppf(0.5 + CONFIDENCE / 2)
+    down, up = np.log(estimate.value / estimate.low), np.log(estimate.high / estimate.value)
+    return np.asarray(estimate.value * np.exp(normal * np.where(normal < 0, down, up)))
+
+
 def root_of(covariance: Floats) -> Floats:
     """Give R with R R' the covariance [n, n], which may be singular: normal numbers @ R' are draws."""
     spread, directions = np.linalg.eigh(covariance)

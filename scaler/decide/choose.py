@@ -19,9 +19,11 @@ from scaler.errors import BadInput, NothingFeasible
 from scaler.fit.memory import memory_for
 from scaler.fit.step_time import shape_of
 from scaler.fit.warmup import fit_warmup
-from scaler.stats import Estimate, Floats, product
+from scaler.stats import CONFIDENCE, Estimate, Floats, draw_around
 from scaler.units import round_rate
 from scaler.workload import Reference
+
+_DRAWS = 4000
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,30 @@ class Option:
     examples: Estimate | None
 
     @property
-    def time_s(self) -> Estimate | None:
-        """Predicted time to target."""
+    def typical_time_s(self) -> float | None:
+        """Time to target at the middle of all intervals."""
         if self.examples is None or self.fits.mean_over_median is None:
             return None
-        steps = self.examples.scaled(1 / self.plan.global_batch)
-        mean_step_s = product(self.step_time_s, self.fits.mean_over_median, "")
-        return product(steps, mean_step_s, "steps x mean step, log half-widths added in squares")
+        steps = self.examples.value / self.plan.global_batch
+        return steps * self.step_time_s.value * self.fits.mean_over_median.value
+
+    @property
+    def time_s(self) -> Estimate | None:
+        """Time to target of one fresh run, its interval drawn; without one where a part has none."""
+        value, stretch, convergence = self.typical_time_s, self.fits.mean_over_median, self.fits.convergence
+        if value is None or self.examples is None or stretch is None or convergence is None:
+            return None
+        parts = (self.examples, self.step_time_s, stretch)
+        samples = min(part.samples for part in parts)
+        if not all(part.is_identified for part in parts):
+            return Estimate(value=value, samples=samples, method="steps x mean step")
+        generator, batch = np.random.default_rng(0), self.plan.global_batch
+        drawn = convergence.draw_examples([batch], _DRAWS, n_seeds=1)[:, 0] / batch
+        for part in parts[1:]:
+            drawn = drawn * draw_around(part, _DRAWS, generator)
+        low, high = np.quantile(drawn, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]).tolist()
+        method = f"steps x mean step, {_DRAWS:,} draws"
+        return Estimate(value=value, low=min(low, value), high=max(high, value), samples=samples, method=method)
 
 
 def options(

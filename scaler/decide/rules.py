@@ -21,12 +21,12 @@ def rules_of_thumb(
 
     `untried` is a batch that the search left out, with its predicted time.
     """
-    timed = {o.plan.global_batch: o.time_s.value for o in ranked if o.time_s is not None}
+    timed = {o.plan.global_batch: o.typical_time_s for o in ranked if o.typical_time_s is not None}
     if not timed:
         return ()
     best, fits = min(timed, key=timed.__getitem__), ranked[0].fits
-    if untried is not None and untried.time_s is not None:
-        timed[untried.plan.global_batch] = untried.time_s.value
+    if untried is not None and untried.typical_time_s is not None:
+        timed[untried.plan.global_batch] = untried.typical_time_s
     rules = []
     if fits.train_examples <= SMALL_DATASET_EXAMPLES:
         rules.append(

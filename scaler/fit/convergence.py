@@ -64,15 +64,17 @@ class ConvergenceFit:
         values = {b: found.value for b, found in zip(known, self.examples_of(known), strict=True)}
         return np.array([values.get(b, np.nan) for b in global_batches])
 
-    def draw_examples(self, global_batches: Sequence[int], draws: int, seed: int = 0) -> Floats:
-        """Draw what the mean examples to target at `learning_rate` may truly be: [draws, batches].
+    def draw_examples(
+        self, global_batches: Sequence[int], draws: int, seed: int = 0, n_seeds: float = math.inf
+    ) -> Floats:
+        """Draw the mean examples to target at `learning_rate` over so many fresh runs: [draws, batches].
 
-        At a batch that was not tried the rate may miss the best by more than at one that was. Where one
+        Of infinitely many: what it may truly be. At a batch that was not tried the rate may miss the best by more than at one that was. Where one
         batch only reached the target its mean is not known to vary.
         """
         if self.steps is None:
             return np.broadcast_to(self.typical_examples(global_batches), (draws, len(global_batches)))
-        found = self.steps.draw(global_batches, draws, seed)
+        found = self.steps.draw(global_batches, draws, seed, n_seeds)
         for i, batch in enumerate(global_batches):
             if batch not in self.chosen:
                 found[:, i] *= self.rates.draw_cost(batch, self.learning_rate(batch), draws, seed + batch)

@@ -1,5 +1,6 @@
 """Examples to target against the global batch: what runs of some batches say of any."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -120,8 +121,13 @@ class StepsFit:
             found.append(Estimate(value=value, low=low, high=high, samples=self.samples, method=_METHOD))
         return found
 
-    def draw(self, global_batches: Sequence[float], draws: int, seed: int = 0) -> Floats:
-        """Draw what the mean examples to target may truly be, all batches together: [draws, batches]."""
+    def draw(
+        self, global_batches: Sequence[float], draws: int, seed: int = 0, n_seeds: float = math.inf
+    ) -> Floats:
+        """Draw the mean examples to target over `n_seeds` fresh runs, all batches together: [draws, batches].
+
+        Of infinitely many runs: what the mean may truly be.
+        """
         generator = np.random.default_rng(seed)
         log_batches = np.log(np.asarray(global_batches, dtype=float))
         found = []
@@ -131,6 +137,7 @@ class StepsFit:
         ):
             if count:
                 means, covariance = self._around(scale, np.arange(len(own)), log_batches)
+                covariance = covariance + np.eye(len(log_batches)) * self.noise**2 / n_seeds
                 which = generator.choice(len(own), size=count, p=own / own.sum())
                 normal = generator.standard_normal((count, len(log_batches)))
                 wide = np.sqrt(self.degrees_of_freedom / generator.chisquare(self.degrees_of_freedom, count))
