@@ -46,6 +46,7 @@ from scaler.fit.step_posterior import Rows
 from scaler.fit.step_time import fit_step_rows
 from scaler.fit.steps import BatchRuns, fit_batch_runs
 from scaler.measure.learning_rates import search_learning_rates
+from scaler.measure.step_times import GivenTimes
 from scaler.workload import load_workload
 
 GOAL = "median at most 3%, mean at most 5%, worst at most 25%"
@@ -215,7 +216,7 @@ def search(name: str, surrogate: Surrogate, overhead: float, seed: int) -> tuple
     workload, evidence = load_workload(name), SurrogateEvidence(surrogate, seed)
     sizes = evidence.sizes(workload)
     plans = {b: BatchPlan.equal(b, 1, 1) for b in surrogate.batches}
-    search_learning_rates(evidence, workload, 3, sizes, plans, lambda batch: overhead + batch)
+    search_learning_rates(evidence, workload, 3, sizes, plans, GivenTimes(lambda batch: overhead + batch))
     fit = fit_convergence(evidence.records, optimizer_of([sizes]))
     assert fit is not None
     offered = [b for b in surrogate.batches if min(fit.runs) <= b <= max(fit.runs)]

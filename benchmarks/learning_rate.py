@@ -34,6 +34,7 @@ from scaler.fit.optimizer import optimizer_of
 from scaler.measure.evidence import Evidence
 from scaler.measure.learning_rates import search_learning_rates, trial_limit
 from scaler.measure.stages import ask_sizes
+from scaler.measure.step_times import GivenTimes
 from scaler.probe.convergence import ConvergenceRequest, probe_convergence
 from scaler.records import ConvergenceRecord
 from scaler.runs import RunFolder
@@ -189,7 +190,7 @@ class Bench:
             run = RunFolder(Path(folder))
             evidence = Evidence(_Shifted(self._runtime, 10_000 * number), run, None)
             plans = {batch: BatchPlan.equal(batch, 1, 1) for batch in self.batches}
-            search_learning_rates(evidence, self.workload, 3, self._sizes, plans, step_time)
+            search_learning_rates(evidence, self.workload, 3, self._sizes, plans, GivenTimes(step_time))
             trials = [r for r in run.records() if isinstance(r, ConvergenceRecord)]
         fit = fit_convergence(trials, optimizer_of([self._sizes]))
         assert fit is not None

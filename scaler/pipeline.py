@@ -1,7 +1,5 @@
 """tune() and compare_regimes(): the whole flow on one page."""
 
-from functools import partial
-
 from scaler.answers import decide_run, write_answer
 from scaler.decide.config import BatchConfig
 from scaler.decide.confirm import with_confirmation
@@ -9,7 +7,6 @@ from scaler.errors import BadInput, Interrupted, ScalerError
 from scaler.fit.regimes import RegimesFit, fit_regimes
 from scaler.launch import LaunchConfig
 from scaler.measure.evidence import Evidence, Notice, Progress
-from scaler.measure.settle import settle
 from scaler.measure.stages import confirm, measure, measure_plans
 from scaler.measure.warmup import measure_warmup
 from scaler.probe.regimes import RegimesRequest, probe_regimes
@@ -50,7 +47,7 @@ def tune(
         with runtime or open_runtime(launch, workload) as ranks:
             evidence = Evidence(ranks, run, launch.budget_s, progress, notice)
             measure(evidence, workload, launch, ranks.workers)
-            config = settle(evidence, partial(decide_run, run, launch.cluster, launch))
+            config = decide_run(run, launch.cluster, launch)
             write_answer(run, config)
             measure_warmup(evidence, workload, config.chosen)
             config = decide_run(run, launch.cluster, launch, launch.sweep)

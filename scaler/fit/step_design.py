@@ -20,7 +20,7 @@ def half_widths(fit: StepTimeFit, shapes: Sequence[StepShape]) -> Floats:
     return np.asarray(quantile * np.sqrt(((slopes @ covariance) * slopes).sum(axis=1)))
 
 
-def next_shape(fit: StepTimeFit, shapes: Sequence[StepShape], costs_s: Sequence[float]) -> int:
+def next_shape(fit: StepTimeFit, shapes: Sequence[StepShape], costs_s: Sequence[float] | Floats) -> int:
     """Choose one of `shapes` to run once more, or for the first time.
 
     A run of shape c lowers the variance of the prediction of t by (g_t V g_c)^2 / (noise^2 + g_c V g_c), with

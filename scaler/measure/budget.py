@@ -1,24 +1,25 @@
 """What measuring will cost, said before it starts, and a budget that is a share of the training run."""
 
-from collections.abc import Sequence
-
 from scaler.errors import BadInput
-from scaler.fit.memory import MemoryFits
-from scaler.fit.step_time import StepTimeFit
 from scaler.launch import Budget, LaunchConfig
 from scaler.measure.evidence import Evidence
-from scaler.measure.throughput import fastest_step_s
+from scaler.measure.largest import MOST_PROBES
+from scaler.measure.learning_rates import MOST_RUNS
+from scaler.measure.throughput import MOST_LAUNCHES, LaunchedTimes
 from scaler.units import format_seconds
 from scaler.workload import Workload
 
 
 def expected_cost(launch: LaunchConfig, workers: int) -> str:
     """Say before anything is measured what will be, and what bounds it."""
-    parts = "memory by at most 3 probes for each way of spreading, up to 24 timed launches, then "
+    parts = (
+        f"memory by at most {MOST_PROBES} probes for each way of spreading, up to {MOST_LAUNCHES} timed "
+        "launches, then "
+    )
     if launch.from_checkpoint is not None:
         parts += "branches of the checkpoint"
     else:
-        parts += "training runs of about 10 times the examples of one to the target"
+        parts += f"trials of about {MOST_RUNS:.0f} times the examples of one run to the target at most"
     if launch.budget is None:
         return f"to be measured on up to {workers} workers: {parts}; --budget bounds it"
     bound = f"at most {launch.budget}"
@@ -31,9 +32,7 @@ def with_run_share(
     evidence: Evidence,
     workload: Workload,
     launch: LaunchConfig,
-    fits: MemoryFits,
-    counts: Sequence[int],
-    step_time: StepTimeFit | None,
+    times: LaunchedTimes | None,
 ) -> LaunchConfig:
     """Say how long a training run takes at most, and bound measuring to its share where that is the budget.
 
@@ -47,9 +46,9 @@ def with_run_share(
             f"a budget of {launch.budget} of a training run: how long a run may be is not known",
             hint="give the workload's target max_examples, or a budget in time or device-hours",
         )
-    if most is None or step_time is None:
+    if most is None or times is None or not (plans := times.plans([batch])):
         return launch
-    run_s = most / batch * fastest_step_s(launch, fits, counts, step_time, batch)
+    run_s = most / batch * float(times.typical_s(plans).min())
     evidence.say(f"a run at the reference takes at most {format_seconds(run_s)} of training")
     if share is None:
         return launch

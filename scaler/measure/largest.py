@@ -12,7 +12,8 @@ AskPeak = Callable[[int], list[MemoryRecord]]
 FitPeaks = Callable[[list[MemoryRecord]], TracedFit | None]
 """What is known of the curve after these probes."""
 
-_MOST_PROBES = 3
+MOST_PROBES = 3
+"""Of one way of spreading."""
 _UNSEEN = 0.10  # what a device may take beyond a prediction: the first probe leaves that much free
 _RETREAT = 0.9  # of a micro-batch that a fit said fits
 
@@ -30,7 +31,7 @@ def find_largest(ask: AskPeak, fit: FitPeaks, cluster: Cluster, largest: int) ->
     known = fit(measured)
     assert known is not None
     micro_batch = max(1, min(largest, known.max_micro_batch(cautious)))
-    while micro_batch >= 1 and micro_batch not in tried and (len(tried) < _MOST_PROBES or not known.ratios):
+    while micro_batch >= 1 and micro_batch not in tried and (len(tried) < MOST_PROBES or not known.ratios):
         if not (more := ask(micro_batch)):
             break
         tried.append(micro_batch)

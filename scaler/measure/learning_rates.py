@@ -1,29 +1,28 @@
 """The search for the fastest global batch and its learning rate, in few trials.
 
-Every trial is the one that tells most for its examples, at the rate that all trials so far advise
-(`fit/convergence.py`); where ranks are free, the next best ones run beside it. Seeds are spent where the
-answer is.
+Trials and launches are weighed in one list: what is asked next is expected to better the choice most for the
+seconds it takes (`worth.py`), a trial at the rate that all trials so far advise (`fit/convergence.py`). Where
+ranks are free, the next best trials run beside it. Seeds are spent where the answer is.
 """
 
-import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from scipy.stats import norm
+import numpy as np
 
 from scaler.batch import BatchPlan
 from scaler.fit.convergence import ConvergenceFit, fit_convergence
 from scaler.fit.learning_rate import BatchResult, batch_results
 from scaler.fit.optimizer import Optimizer, optimizer_of
 from scaler.measure.evidence import Evidence, plan_task
+from scaler.measure.step_times import GivenTimes, StepTimes, least_log_price, log_price
+from scaler.measure.worth import worth
 from scaler.probe.convergence import ConvergenceRequest, probe_convergence
 from scaler.records import ConvergenceRecord, WorkloadRecord
+from scaler.stats import Floats
 from scaler.units import round_rate
 from scaler.workload import Workload
-
-StepTime = Callable[[int], float]
-"""Global batch -> seconds of a step with the fastest plan; any unit will do."""
 
 _EPOCHS = 100  # a trial's default limit
 _STEP = 3.0  # between the first learning rates
@@ -32,12 +31,16 @@ _HOPELESS = 1.25  # a rate that needs so many times the best rate's examples can
 _FAR = 4  # times the reference's batch, up to which the first rates are tried
 _GROWTH = 1.8  # in examples from a batch to the next, over that in proportion to the batch
 _UNLUCKY = 2.0  # a seed that needs so many times the predicted examples need not end
-_MOST_RUNS = 10.5  # examples of the whole search, in runs at the best batch; luck may add one
-_WORTH = 0.01  # least expected share of the time to target that a trial as long as the best run is to save
+MOST_RUNS = 12.0
+"""Examples of the whole search, in runs at the best batch; luck may add one."""
+_WORTH = 0.005  # of the objective: what a measurement is expected to save at least
+_DRAWS = 1000
+_FINALISTS = 24  # best plans, between which measurements are to decide
+_MOST_LAUNCHES = 12  # that compete with trials
+_START_S = 0.35  # of a trial, beside its steps
 _APART = 1.4  # least factor between two rates of a batch
 _USUAL_GROWTH, _UNKNOWN = 0.5, 0.5  # exponent of examples above the only batch known; deviation of their log
-_WIDTH = 3.29  # of a 90% interval, in standard deviations
-_MANY = 10**6  # seeds: the mean without its luck
+_USUAL_NOISE = 0.16  # of a trial, while one batch is known
 _SIDE_BY_SIDE = 3  # most trials at once: what one tells, the others cannot heed
 
 
@@ -51,14 +54,14 @@ class _Search:
         seeds: int,
         limit: int,
         plans: Mapping[int, BatchPlan],
-        step_time_s: StepTime,
+        times: StepTimes,
+        objective: str | None,
         optimizer: Optimizer,
     ) -> None:
         self._evidence, self._workload, self._seeds, self._limit = evidence, workload, seeds, limit
-        self._plans, self._step_time_s, self._optimizer = plans, functools.cache(step_time_s), optimizer
+        self._plans, self._times, self._objective, self._optimizer = plans, times, objective, optimizer
         self._trials: list[ConvergenceRecord] = []
         self._fitted: ConvergenceFit | None = None
-        self._predicted: dict[int, tuple[float, float]] = {}
         self._expected = 3 + len(plans) + 2 + seeds
         ranks = max(plan.workers for plan in plans.values())
         self._at_once = max(1, min(_SIDE_BY_SIDE, evidence.workers // ranks))
@@ -75,18 +78,18 @@ class _Search:
             self._bracket(first, rate)
         if not self._reached():
             return
-        while (batches := self._affordable(self._worthiest())) and self._round(batches):
-            pass
+        self._settle()
         for _ in range(2):  # seeds may make another batch the best
             best = self._best()
             rate, limit = self._fit().learning_rate(best), _UNLUCKY * self._examples(best)
             if not self._ask([self._request(best, rate, limit, seed) for seed in range(self._seeds)]):
                 break
+        self._settle()
 
     def _likeliest(self, first: int) -> int:
         """Give the batch that is expected to be fastest, not far above one whose rate is known to train."""
         near = [batch for batch in self._plans if first <= batch <= _FAR * first]
-        return min(near, key=lambda batch: self._step_time_s(batch) * batch ** (_USUAL_GROWTH - 1))
+        return min(near, key=lambda batch: self._log_price(batch) + _USUAL_GROWTH * math.log(batch))
 
     def _bracket(self, batch: int, rate: float) -> None:
         """Try a rate and go on beside the best while that lies at the edge.
@@ -129,30 +132,59 @@ class _Search:
         near = self._near(batch)
         return _GROWTH * self._examples(near) * max(1.0, batch / near)
 
-    def _worthiest(self) -> list[int]:
-        """Order batches by what their next trial tells, for its examples, of which batch is the fastest.
+    def _settle(self) -> None:
+        """Ask what is worth most for the seconds it takes, until nothing is worth asking or affordable."""
+        answered, launched = True, 0
+        while answered:
+            trials, launches = self._worthiest()
+            batches = self._affordable(batch for _, batch in trials[: self._at_once])
+            if launches and launched < _MOST_LAUNCHES and not (batches and trials[0][0] > launches[0][0]):
+                answered = self._times.time_again(launches[0][1])
+                launched += 1
+            else:
+                answered = bool(batches) and self._round(batches)
 
-        Of those tried and their neighbours; as many as run at once. None where it does not matter any more.
-        """
-        best, batches, reached = self._best(), sorted(self._plans), self._reached()
+    def _worthiest(self) -> tuple[list[tuple[float, int]], list[tuple[float, BatchPlan]]]:
+        """List trials (batches tried and their neighbours) and launches worth asking, by worth per second."""
+        batches = self._contested()
+        examples = self._draw_examples(batches)
+        plans = self._finalists(batches, examples.mean(axis=0))
+        steps_s = self._times.draw_s(plans, _DRAWS)
+        place = [batches.index(plan.global_batch) for plan in plans]
+        scores = examples[:, place] + log_price(self._objective, plans, steps_s)
+        noise = [*np.full(len(batches), self._noise()), *np.full(len(plans), self._times.noise)]
+        found = worth(scores, np.concatenate([examples, np.log(steps_s)], axis=1), np.array(noise))
+        typical_s = dict(zip(batches, self._trial_s(batches, examples.mean(axis=0)), strict=True))
+        trials = [(w / typical_s[b], b) for w, b in zip(found, batches, strict=False) if w > _WORTH]
+        costs_s = self._times.costs_s(plans)
+        own = zip(found[len(batches) :], costs_s, plans, strict=True)
+        launches = [(w / cost_s, plan) for w, cost_s, plan in own if w > _WORTH and np.isfinite(cost_s)]
+        return (
+            sorted(trials, key=lambda item: -item[0]),
+            sorted(launches, key=lambda item: -item[0]),
+        )
+
+    def _contested(self) -> list[int]:
+        """List the batches that reached the target, and the untried neighbours of those."""
+        batches, reached = sorted(self._plans), self._reached()
         tried = {trial.plan.global_batch for trial in self._trials}
-        near = {
+        near = [
             b for i, b in enumerate(batches) if b not in tried and reached & {*batches[max(0, i - 1) : i + 2]}
-        }
-        worth = {
-            b: self._stake(b) * self._examples(best) / self._examples(b) for b in (reached | near) - {best}
-        }
-        found: list[int] = []
-        for rival in sorted(worth, key=lambda batch: -worth[batch]):
-            if worth[rival] < _WORTH:
-                break
-            # Of a rival that was tried, and the best, the one that is known less tells more.
-            pair = [rival] if rival in near else sorted((best, rival), key=self._doubt, reverse=True)
-            found += [batch for batch in pair if batch not in found]
-        return found[: self._at_once]
+        ]
+        return sorted({*reached, *near})
 
-    def _doubt(self, batch: int) -> float:
-        return self._time(batch)[1] / math.sqrt(self._examples(batch))
+    def _finalists(self, batches: Sequence[int], log_examples: Floats) -> list[BatchPlan]:
+        """List the plans of these batches that may be best; of nothing timed the trials' own."""
+        plans = self._times.plans(batches) or [self._plans[batch] for batch in batches]
+        known = dict(zip(batches, log_examples.tolist(), strict=True))
+        prices = log_price(self._objective, plans, self._times.typical_s(plans)).tolist()
+        order = sorted(range(len(plans)), key=lambda i: known[plans[i].global_batch] + prices[i])
+        return [plans[i] for i in order[:_FINALISTS]]
+
+    def _trial_s(self, batches: Sequence[int], log_examples: Floats) -> Floats:
+        """Predict how long a trial at each batch takes."""
+        steps_s = self._times.typical_s([self._plans[batch] for batch in batches])
+        return np.asarray(_START_S + np.exp(log_examples) / np.array(batches) * steps_s)
 
     def _try(self, batch: int, rates: Sequence[float], limit: float) -> None:
         """Ask for one seed of each rate, up to where it cannot win any more."""
@@ -184,7 +216,7 @@ class _Search:
             if isinstance(record, ConvergenceRecord)
         ]
         self._trials += found
-        self._fitted, self._predicted = None, {}
+        self._fitted = None
         return 0 < len(found) == len(tasks)
 
     def _fit(self) -> ConvergenceFit:
@@ -200,43 +232,43 @@ class _Search:
         return {trial.plan.global_batch for trial in self._trials if trial.reached}
 
     def _examples(self, batch: int) -> float:
-        return math.exp(self._log_examples(batch)[0])
+        """Predict the mean examples to target at a batch."""
+        return math.exp(float(self._log_examples([batch])[0]))
 
-    def _log_examples(self, batch: int) -> tuple[float, float]:
-        """Predict the logarithm of a batch's mean examples to target, and its standard deviation; once."""
-        if batch not in self._predicted:
-            self._predicted[batch] = self._predict(self._fit(), batch)
-        return self._predicted[batch]
+    def _log_examples(self, batches: Sequence[int]) -> Floats:
+        """Predict the logarithm of each batch's mean examples to target."""
+        fit = self._fit()
+        if fit.steps is not None:
+            return np.log(fit.typical_examples(batches))
+        (only,) = fit.runs
+        growth = _USUAL_GROWTH * np.maximum(0.0, np.log(np.array(batches) / only))
+        return np.asarray(math.log(fit.examples(only).value) + growth)
 
-    @staticmethod
-    def _predict(fit: ConvergenceFit, batch: int) -> tuple[float, float]:
-        if fit.steps is None:
-            (only,) = fit.runs
-            growth = _USUAL_GROWTH * max(0.0, math.log(batch / only))
-            return math.log(fit.examples(only).value) + growth, _UNKNOWN
-        found = fit.examples(batch, _MANY)
-        assert found.low is not None and found.high is not None
-        return math.log(found.value), math.log(found.high / found.low) / _WIDTH
+    def _draw_examples(self, batches: Sequence[int]) -> Floats:
+        """Draw the logarithm of each batch's mean examples to target [draws, batches]."""
+        fit = self._fit()
+        if fit.steps is not None:
+            return np.log(fit.draw_examples(batches, _DRAWS))
+        normal = np.random.default_rng(0).standard_normal((_DRAWS, len(batches)))
+        return np.asarray(self._log_examples(batches) + _UNKNOWN * normal)
 
-    def _time(self, batch: int) -> tuple[float, float]:
-        """Predict the logarithm of the time to target, and its standard deviation."""
-        examples, deviation = self._log_examples(batch)
-        return examples + math.log(self._step_time_s(batch) / batch), deviation
+    def _noise(self) -> float:
+        """By how much a trial differs from its batch's mean: standard deviation, log scale."""
+        steps = self._fit().steps
+        return steps.noise if steps is not None else _USUAL_NOISE
+
+    def _log_price(self, batch: int) -> float:
+        return least_log_price(self._times, self._objective, batch)
 
     def _best(self) -> int:
-        return min(self._reached(), key=lambda batch: self._time(batch)[0])
-
-    def _stake(self, batch: int) -> float:
-        """Expect by how much (log time) a batch is faster than the best so far, where it is."""
-        (best, own), (time, other) = self._time(self._best()), self._time(batch)
-        gap, deviation = time - best, math.hypot(own, other)
-        z = gap / deviation
-        return float(deviation * (norm.pdf(z) - z * norm.sf(z)))
+        batches = sorted(self._reached())
+        scores = [e + self._log_price(b) for b, e in zip(batches, self._log_examples(batches), strict=True)]
+        return batches[int(np.argmin(scores))]
 
     def _affordable(self, batches: Iterable[int]) -> list[int]:
         """Keep the trials that leave enough for the seeds at the best batch."""
         spent = sum(trial.trained_examples for trial in self._trials)
-        left, kept = (_MOST_RUNS - self._seeds + 1) * self._examples(self._best()) - spent, []
+        left, kept = (MOST_RUNS - self._seeds + 1) * self._examples(self._best()) - spent, []
         for batch in batches:
             left -= self._examples(batch)
             if left < 0:
@@ -256,18 +288,19 @@ def search_learning_rates(
     seeds: int,
     sizes: WorkloadRecord,
     plans: Mapping[int, BatchPlan | None],
-    step_time_s: StepTime = lambda _: 1.0,
+    times: StepTimes | None = None,
+    objective: str | None = None,
 ) -> None:
     """Find the best learning rate at the global batches of `plans` that may have the least time to target.
 
     The reference is tried, then at the batch that is likely to be fastest, up to 4 x as large, rates 3 x
-    apart until the best lies within. Then batches tried and their neighbours get the trials that tell most of
-    which is the fastest, each at the rate that all trials advise, while that is worth their examples. The
-    fastest gets `seeds` seeds, and so does another that this makes the fastest. Without `step_time_s` every
-    step takes as long.
+    apart until the best lies within. Then comes what betters the choice most for its seconds, while that is
+    worth asking: trials at batches tried and their neighbours, at the rate that all trials advise, and
+    launches of the plans that may be best. The best batch gets `seeds` seeds, and so does another that this
+    makes the best. Without `times` every step takes as long.
     """
     known = {batch: plan for batch, plan in plans.items() if plan is not None}
     if known:
         optimizer = optimizer_of([sizes])
         limit = trial_limit(workload, sizes)
-        _Search(evidence, workload, seeds, limit, known, step_time_s, optimizer).run()
+        _Search(evidence, workload, seeds, limit, known, times or GivenTimes(), objective, optimizer).run()

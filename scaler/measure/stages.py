@@ -19,7 +19,7 @@ from scaler.measure.budget import expected_cost, with_run_share
 from scaler.measure.evidence import Evidence, plan_task
 from scaler.measure.learning_rates import search_learning_rates, trial_limit
 from scaler.measure.memory import measure_memory, roomier_stages
-from scaler.measure.throughput import fastest_step_s, measure_throughput
+from scaler.measure.throughput import measure_throughput
 from scaler.probe.convergence import ConvergenceRequest, probe_confirmation
 from scaler.probe.memory import MemoryRequest, probe_memory
 from scaler.probe.noise import NoiseRequest, probe_noise
@@ -57,12 +57,12 @@ def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, worker
     grain = measure_powers(evidence, fits, sizes)
     if launch.plan is None:
         batches = with_full_devices(batches, launch.cluster, fits, counts, launch.stage, grain)
-    step_time = measure_throughput(evidence, launch, fits, counts, batches)
+    times = measure_throughput(evidence, launch, fits, counts, batches)
     if launch.zero_stage == "auto":
         for sharded in roomier_stages(evidence, launch, sizes, batches, fits):
             own = measure_memory(evidence, sharded, sizes, counts[-1:], batches)
             measure_throughput(evidence, sharded, own, counts[-1:], batches)
-    launch = with_run_share(evidence, workload, launch, fits, counts, step_time)
+    launch = with_run_share(evidence, workload, launch, times)
     measure_noise(evidence, workload, fits, counts[-1])
     spread = partial(trial_plan, workload, launch, sizes, fits, workers=counts[-1])
     if path is None:
@@ -74,7 +74,8 @@ def measure(evidence: Evidence, workload: Workload, launch: LaunchConfig, worker
                 launch.seeds,
                 sizes,
                 {batch: spread(batch) for batch in batches},
-                partial(fastest_step_s, launch, fits, counts, step_time),
+                times,
+                launch.objective,
             )
         start = start_of(evidence, first)
     if start is not None:

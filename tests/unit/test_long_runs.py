@@ -67,7 +67,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     nothing = Prediction(curves=(), confidence="low", notes=("not traced",))
     monkeypatch.setattr("scaler.probe.prediction.ask_prediction", lambda *_, **__: nothing)
-    monkeypatch.setattr("scaler.measure.throughput._MOST_RUNS", 4)
+    monkeypatch.setattr("scaler.measure.throughput.MOST_LAUNCHES", 4)
     monkeypatch.setattr("scaler.measure.stages._SMALLEST_POWER", 10**6)
     for measuring in ("engine.clock", "probe.throughput"):
         monkeypatch.setattr(f"scaler.{measuring}.time", Ticking())

@@ -18,7 +18,7 @@ from scaler.workload import Target
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({}, ("--budget bounds it", "10 times the examples")),
+        ({}, ("--budget bounds it", "12 times the examples")),
         ({"budget": "1h"}, ("at most 3600s, 2 device-hours",)),
         ({"budget": "3 device-hours"}, ("at most 3 device-hours",)),
         ({"budget": "5%"}, ("at most 5%",)),

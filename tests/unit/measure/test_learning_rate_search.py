@@ -12,6 +12,7 @@ from scaler.fit.optimizer import optimizer_of
 from scaler.measure.evidence import Evidence
 from scaler.measure.learning_rates import search_learning_rates, trial_limit
 from scaler.measure.stages import ask_sizes
+from scaler.measure.step_times import GivenTimes
 from scaler.records import ConvergenceRecord
 from scaler.runs import RunFolder
 from scaler.runtime.local import LocalRuntime
@@ -64,10 +65,19 @@ class Search:
 def search(tiny, cluster, tmp_path):
     """A function (batches, seeds, folder, **workload fields) that runs a search."""
 
-    def run(batches, seeds=1, folder="run", budget_s=None, workers=1, step_time_s=lambda _: 1.0, **fields):
+    def run(
+        batches,
+        seeds=1,
+        folder="run",
+        budget_s=None,
+        workers=1,
+        step_time_s=lambda _: 1.0,
+        objective=None,
+        **fields,
+    ):
         (tmp_path / folder).mkdir(exist_ok=True)
         here = (tiny(**fields), cluster(), tmp_path / folder, batches)
-        return Search(*here, seeds, budget_s, workers, step_time_s=step_time_s)
+        return Search(*here, seeds, budget_s, workers, times=GivenTimes(step_time_s))
 
     return run
 

@@ -46,7 +46,7 @@ class Ticking:
 @pytest.fixture(autouse=True)
 def few_launches(monkeypatch):
     """Step times are needed, but not known well."""
-    monkeypatch.setattr("scaler.measure.throughput._MOST_RUNS", 4)
+    monkeypatch.setattr("scaler.measure.throughput.MOST_LAUNCHES", 4)
     monkeypatch.setattr("scaler.measure.stages._SMALLEST_POWER", 10**6)
 
 
