@@ -27,6 +27,8 @@ class Environment(Strict):
     device: str
     world_size: PositiveInt
     """Ranks that took the observation together."""
+    nodes: tuple[str, ...] = ()
+    """Address of every rank's machine, in their order: the placement. Empty where it is this one."""
     machine: str
     cpu_count: PositiveInt
     versions: dict[str, str]
@@ -408,11 +410,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def environment(device: str, world_size: int) -> Environment:
-    """Describe this process's machine; `device` is the device's own name."""
+def environment(device: str, world_size: int, nodes: tuple[str, ...] = ()) -> Environment:
+    """Describe this process's machine; `device` is the device's own name, `nodes` those of all ranks."""
     return Environment(
         device=device,
         world_size=world_size,
+        nodes=nodes,
         machine=f"{platform.system()} {platform.machine()}",
         cpu_count=os.cpu_count() or 1,
         versions=versions(),

@@ -12,5 +12,5 @@ def observation(probe: Probe, rank: Rank, request: Any) -> dict[str, Any]:
         "task": Task(probe, request, rank.world_size).key,
         "seed": request.seed,
         "taken_at": now(),
-        "environment": environment(rank.device.name, rank.world_size),
+        "environment": environment(rank.device.name, rank.world_size, rank.nodes),
     }

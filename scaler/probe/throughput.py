@@ -60,7 +60,7 @@ def probe_throughput(rank: Rank, workload: Workload, request: ThroughputRequest)
     return ThroughputRecord(
         **observation(probe_throughput, rank, request),
         plan=plan,
-        nodes=_nodes(rank),
+        nodes=len({*rank.nodes}) or 1,
         step_times_s=tuple(round(t, _DIGITS) for t in clock.step_times_s),
         warmup_steps=warmup,
         phase_times_s={
@@ -92,12 +92,3 @@ def _compute_s(rank: Rank, clock: StepClock, warmup: int) -> tuple[float, ...]:
     found = [torch.empty_like(mine) for _ in range(rank.world_size)]
     dist.all_gather(found, mine, group=rank.group)
     return tuple(float(t) for t in found) if sync else ()
-
-
-def _nodes(rank: Rank) -> int:
-    """Count the machines that the ranks run on."""
-    if rank.group is None:
-        return 1
-    names: list[str] = [""] * rank.world_size
-    dist.all_gather_object(names, rank.node, group=rank.group)
-    return len(set(names))

@@ -17,15 +17,15 @@ from scaler.records import Record
 class Rank:
     """Where a probe finds itself: its place among the ranks of its task, and its device.
 
-    `group` is the process group of exactly these ranks; None for a single one. `node` names the machine,
-    `link` is what an emulated cluster holds collectives up with.
+    `group` is the process group of exactly these ranks; None for a single one. `nodes` has the address of
+    every rank's machine, where that is known; `link` is what an emulated cluster holds collectives up with.
     """
 
     rank: int
     world_size: int
     device: Device
     group: Any = None
-    node: str = ""
+    nodes: tuple[str, ...] = ()
     link: EmulatedLink | None = None
 
 

@@ -18,6 +18,7 @@ from scaler.cluster import Cluster
 from scaler.device import open_device
 from scaler.emulation import EmulatedLink
 from scaler.errors import ClusterFailed
+from scaler.runtime.placement import RayNode, ray_nodes, selectors
 from scaler.runtime.protocol import Probe, Rank
 from scaler.runtime.ray_cluster import worker_resources
 from scaler.runtime.serve import Reply, perform
@@ -53,12 +54,23 @@ class _Mailbox:
         return None
 
 
-def scaling(cluster: Cluster, workers: int) -> tuple[ScalingConfig, TorchConfig]:
-    """Choose resources and backend: NCCL with one GPU a worker on cuda, gloo on cpu and mock."""
+def scaling(
+    cluster: Cluster, workers: int, nodes: Sequence[RayNode] = ()
+) -> tuple[ScalingConfig, TorchConfig]:
+    """Choose resources, nodes and backend: NCCL with one GPU a worker on cuda, gloo on cpu and mock.
+
+    Raises:
+        ClusterFailed: Ray has not the nodes that the cluster's file says.
+    """
     resources = worker_resources(cluster)
     use_gpu = cluster.kind == "cuda"
     return (
-        ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
+        ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            label_selector=selectors(cluster, workers, resources, nodes),
+        ),
         TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
     )
 
@@ -77,7 +89,7 @@ class WorkerGroup:
         self.workers = workers
         self._failure: BaseException | None = None
         self._mailbox = ray.remote(num_cpus=0)(_Mailbox).remote(workers)
-        scaling_config, torch_config = scaling(cluster, workers)
+        scaling_config, torch_config = scaling(cluster, workers, ray_nodes())
         self._trainer = TorchTrainer(
             _serve,
             train_loop_config={
@@ -145,7 +157,7 @@ def _serve(config: dict[str, Any]) -> None:
     world_rank = train.get_context().get_world_rank()
     index = train.torch.get_device().index if cluster.kind == "cuda" else 0
     device = open_device(cluster, world_rank if cluster.devices else None, index)
-    node = _enter_node(cluster, world_rank, config["namespaces"])
+    nodes = _nodes(cluster, world_rank, config["namespaces"])
     ray.get(mailbox.post.remote(-1, world_rank, None))
     while (message := ray.get(mailbox.receive.remote(world_rank))) is not None:
         number, ranks, probe, request = message
@@ -153,7 +165,8 @@ def _serve(config: dict[str, Any]) -> None:
         if world_rank not in ranks:
             continue
         link = _link(cluster, ranks, bool(config["namespaces"]))
-        rank = Rank(ranks.index(world_rank), len(ranks), device, group, node, link)
+        where = tuple(nodes[number] for number in ranks)
+        rank = Rank(ranks.index(world_rank), len(ranks), device, group, where, link)
         reply = perform(rank, probe, config["subject"], request)
         if link is not None:
             link.close()
@@ -166,14 +179,20 @@ def _serve(config: dict[str, Any]) -> None:
         ray.get(mailbox.post.remote(number, world_rank, reply))
 
 
-def _enter_node(cluster: Cluster, world_rank: int, namespaces: Sequence[str]) -> str:
-    """Name the machine; a rank of an emulated cluster first moves to its node's network, if that is made."""
-    if cluster.emulate is None:
-        return str(ray.get_runtime_context().get_node_id())
-    node = cluster.node_of(world_rank)
-    if namespaces:
-        enter(namespaces[node])
-    return f"emulated node {node}"
+def _nodes(cluster: Cluster, world_rank: int, namespaces: Sequence[str]) -> list[str]:
+    """Give the address of every rank's machine.
+
+    A rank of an emulated cluster first moves to its node's network, if that is made.
+    """
+    world_size = train.get_context().get_world_size()
+    if cluster.emulate is not None:
+        if namespaces:
+            enter(namespaces[cluster.node_of(world_rank)])
+        return [f"emulated node {cluster.node_of(rank)}" for rank in range(world_size)]
+    found = [ray.util.get_node_ip_address()] * world_size
+    if world_size > 1:
+        dist.all_gather_object(found, found[0])
+    return found
 
 
 def _link(cluster: Cluster, ranks: Sequence[int], shaped: bool) -> EmulatedLink | None:

@@ -171,7 +171,7 @@ def main(folder: Path, number: int) -> None:
     for spread, plan in NOISE_PLANS.items():
         found["noise", spread] = train(WORKLOADS["adam"], plan, rank, observe=True)
         found["measured", spread] = train(WORKLOADS["momentum"], plan, rank, clock=StepClock())
-    apart = Rank(number, 2, rank.device, rank.group, node=f"machine {number}")
+    apart = Rank(number, 2, rank.device, rank.group, nodes=("machine 0", "machine 1"))
     for spread, where in (("equal", rank), ("accumulating", apart)):
         request = ThroughputRequest(TWO_RANKS[spread], time_limit_s=0.5)
         record = probe_throughput(where, WORKLOADS["momentum"], request)
