@@ -226,7 +226,7 @@ def search(name: str, surrogate: Surrogate, overhead: float, seed: int) -> tuple
     return batch, fit.learning_rate(batch), np.log([low or math.nan, high or math.nan]).tolist()
 
 
-def measure(parts: Sequence[str] = ("t4", "zeus", "digits", "mnist"), decisions: int = 40) -> list[Figure]:
+def measure(parts: Sequence[str] = ("t4", "zeus", "digits", "mnist"), decisions: int = 120) -> list[Figure]:
     folder, found = Path(os.environ.get("SCALER_DATA", "")), []
     for part in parts:
         own = {"t4": t4, "zeus": zeus}.get(part)
@@ -237,7 +237,7 @@ def measure(parts: Sequence[str] = ("t4", "zeus", "digits", "mnist"), decisions:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("parts", nargs="*", default=["t4", "zeus", "digits", "mnist"])
-    parser.add_argument("--decisions", type=int, default=40, help="of each grid")
+    parser.add_argument("--decisions", type=int, default=120, help="of each grid")
     options = parser.parse_args()
     print(table(measure(options.parts, options.decisions)))
 

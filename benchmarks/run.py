@@ -20,6 +20,7 @@ BENCHMARKS = (
     "decision",
     "search_cost",
     "recommend_scale",
+    "start_up",
 )
 NEED_DATA = ("measuring_overhead", "step_time", "steps", "decision")
 
