@@ -10,6 +10,7 @@ from figure import table
 BENCHMARKS = (
     "demo",
     "task_cost",
+    "first_step",
     "measuring_overhead",
     "prediction",
     "allocator",

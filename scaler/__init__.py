@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scaler.answers import recommend
+    from scaler.applied import apply
     from scaler.batch import BatchPlan
     from scaler.cluster import Cluster
     from scaler.errors import ScalerError
@@ -27,6 +28,7 @@ __all__ = [
     "ScalerError",
     "Target",
     "Workload",
+    "apply",
     "recommend",
     "tune",
 ]
@@ -40,6 +42,7 @@ _HOMES = {
     "ScalerError": "errors",
     "Target": "workload",
     "Workload": "workload",
+    "apply": "applied",
     "recommend": "answers",
     "tune": "pipeline",
 }

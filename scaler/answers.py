@@ -16,7 +16,6 @@ from scaler.records import RegimesRecord
 from scaler.report.html import render
 from scaler.report.regime_answer import render_regimes
 from scaler.runs import RunFolder
-from scaler.schema import write_atomically
 
 
 def recommend(
@@ -36,8 +35,19 @@ def recommend(
         BadInput: there is no run, or the cluster's devices are of another kind or cannot be compared.
         NothingFeasible: no worker count of the cluster has an answer, or none within the limits.
     """
-    folder = RunFolder.open(run)
-    launch = LaunchConfig.load(folder.launch)
+    with RunFolder.open(run) as folder:
+        return decide_again(folder, cluster, sweep, objective, limits)
+
+
+def decide_again(
+    run: RunFolder,
+    cluster: Cluster | None = None,
+    sweep: Sequence[int] | None = None,
+    objective: str | None = None,
+    limits: Limits | None = None,
+) -> BatchConfig:
+    """Do what `recommend` does, of an open run folder."""
+    launch = LaunchConfig.load(run.launch)
     cluster = cluster or launch.cluster
     if cluster.kind != launch.cluster.kind:
         raise BadInput(
@@ -48,33 +58,25 @@ def recommend(
     launch = launch.model_copy(
         update={"objective": objective or launch.objective, "limits": limits or launch.limits}
     )
-    return decide_run(folder, cluster, launch, launch.sweep if sweep is None else sweep)
+    return decide_run(run, cluster, launch, launch.sweep if sweep is None else sweep)
 
 
-def run_cluster(run: str | Path) -> Cluster:
-    """Give the cluster that a run was measured on.
-
-    Raises:
-        BadInput: there is no run.
-    """
-    return LaunchConfig.load(RunFolder.open(run).launch).cluster
-
-
-def report(run: str | Path) -> Path:
-    """Write the pages of a run again, report.html and regimes.html; returns the path of the main one.
+def report(run: str | Path) -> Path | str:
+    """Write the pages of a run again, report.html and regimes.html; returns the path or URL of the main one.
 
     Raises:
         BadInput: there is no run, or nothing was measured yet.
+        ClusterFailed: the storage of the run does not answer.
     """
-    folder = RunFolder.open(run)
-    records = folder.records()
-    compared = [record for record in records if isinstance(record, RegimesRecord)]
-    if compared:
-        write_atomically(folder.regimes_report, render_regimes(compared[-1]))
-    if compared and len(compared) == len(records):
-        return folder.regimes_report
-    write_answer(folder, recommend(run))
-    return folder.report
+    with RunFolder.open(run) as folder:
+        records = folder.records()
+        compared = [record for record in records if isinstance(record, RegimesRecord)]
+        if compared:
+            folder.write(folder.regimes_report, render_regimes(compared[-1]))
+        if compared and len(compared) == len(records):
+            return folder.where(folder.regimes_report)
+        write_answer(folder, decide_again(folder))
+        return folder.where(folder.report)
 
 
 def decide_run(
@@ -97,5 +99,5 @@ def decide_run(
 def write_answer(run: RunFolder, config: BatchConfig) -> None:
     """Write batch-config.yaml and report.html."""
     records = run.records()
-    write_atomically(run.batch_config, config.to_yaml())
-    write_atomically(run.report, render(config, records))
+    run.write(run.batch_config, config.to_yaml())
+    run.write(run.report, render(config, records))

@@ -1,6 +1,7 @@
 """The command line. Data goes to stdout, everything else to stderr."""
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
@@ -16,7 +17,7 @@ EXIT_CODES = """exit codes:
   2  bad input: workload, cluster file, option or folder
   3  no batch configuration is feasible
   4  interrupted; a usable partial answer is in the run folder
-  5  the cluster failed; --resume continues"""
+  5  the cluster or the run's storage failed; --resume continues"""
 
 
 _WORKLOAD_HELP = "digits, mnist, chars, gpt2, resnet50, file.py:name or package.module:name"
@@ -32,18 +33,19 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
 
-    def command() -> None:
+    def command() -> int | None:
         options = _parser().parse_args(arguments)
-        options.run(options)
+        code: int | None = options.run(options)
+        return code
 
     return exit_code(command)
 
 
-def exit_code(command: Callable[[], None]) -> int:
+def exit_code(command: Callable[[], int | None]) -> int:
     """Run a command; print what goes wrong as one message with a hint, and return the exit code."""
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        command()
+        return command() or 0
     except ScalerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -58,7 +60,6 @@ def exit_code(command: Callable[[], None]) -> int:
         print(f"error: a fault of scaler: {type(error).__name__}: {error}", file=sys.stderr)
         print(f"\nhint: the trace is in {file.name}; please report it", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,10 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=lambda options: _no_command(parser, options))
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
     _add_tune(commands)
+    _add_submit(commands)
     _add_plan(commands)
     _add_recommend(commands)
     _add_regimes(commands)
     _add_report(commands)
+    _add_export(commands)
     _add_fit(commands)
     return parser
 
@@ -123,7 +126,12 @@ def _add_workload(commands: Any, name: str, purpose: str) -> argparse.ArgumentPa
 
 def _add_out(parser: argparse.ArgumentParser, folder: str, resume: str) -> None:
     """Add the run folder, and what to do if there is a run in it."""
-    parser.add_argument("--out", default=folder, metavar="RUN", help=f"run folder (default: {folder})")
+    parser.add_argument(
+        "--out",
+        default=folder,
+        metavar="RUN",
+        help=f"run folder: a path, s3://bucket/run or gs://bucket/run (default: {folder})",
+    )
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help=resume)
     again.add_argument("--force", action="store_true", help="overwrite the run in the out folder")
@@ -157,6 +165,30 @@ def _add_tune(commands: Any) -> None:
     tune.add_argument("--local", action="store_true", help="one worker in this process, without Ray")
     tune.add_argument("--json", action="store_true", help="print the batch configuration as JSON")
     tune.set_defaults(run=_command("tune"))
+
+
+def _add_submit(commands: Any) -> None:
+    submit = commands.add_parser(
+        "submit",
+        help="tune as a job on a Ray cluster, and fetch its run folder",
+        allow_abbrev=False,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    submit.add_argument("launch", metavar="LAUNCH.yaml", help="such as launch/digits.yaml")
+    submit.add_argument(
+        "--address",
+        default=os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265"),
+        metavar="URL",
+        help="the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)",
+    )
+    submit.add_argument("--out", metavar="RUN", help="run folder here (default: the launch's storage_path)")
+    again = submit.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue the run in the run folder")
+    again.add_argument("--force", action="store_true", help="overwrite the run in the run folder")
+    submit.add_argument("--follow", metavar="JOB", help="follow this job of the launch, and submit nothing")
+    submit.add_argument("--json", action="store_true", help="print the batch configuration as JSON")
+    submit.set_defaults(run=_command("submit"))
 
 
 def _add_plan(commands: Any) -> None:
@@ -239,7 +271,31 @@ def _add_regimes(commands: Any) -> None:
 def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="write a run's HTML page again", allow_abbrev=False)
     report.add_argument("folder", metavar="RUN", help="run folder")
+    report.add_argument("--tensorboard", metavar="DIR", help="write event files of TensorBoard too, there")
     report.set_defaults(run=_command("report"))
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export", help="write the answer for the tool that trains with it", allow_abbrev=False
+    )
+    export.add_argument("folder", metavar="RUN", help="run folder, or a batch-config*.yaml")
+    export.add_argument(
+        "--to",
+        required=True,
+        metavar="NAME",
+        help="deepspeed, ray, accelerate, lightning, hugging-face, torchrun, slurm, kuberay, kuberay-cluster "
+        "or ray-launcher",
+    )
+    export.add_argument(
+        "--workers", type=int, metavar="N", help="the answer of that worker count (default: the one to use)"
+    )
+    export.add_argument("--out", metavar="FILE", help="write it there (default: stdout)")
+    export.add_argument(
+        "--script", default="train.py", metavar="FILE", help="what a launcher starts (default: train.py)"
+    )
+    export.add_argument("--image", metavar="NAME", help="KubeRay's container (default: Ray's own)")
+    export.set_defaults(run=_command("export"))
 
 
 def _add_fit(commands: Any) -> None:
@@ -282,13 +338,14 @@ def _add_table(what: Any, name: str, purpose: str, columns: str, command: str) -
     fit.set_defaults(run=_command(command))
 
 
-def _command(name: str) -> Callable[[argparse.Namespace], None]:
+def _command(name: str) -> Callable[[argparse.Namespace], int | None]:
     """Give a command's function, which is imported when it is called: help and errors need none of it."""
 
-    def run(options: argparse.Namespace) -> None:
+    def run(options: argparse.Namespace) -> int | None:
         from scaler import commands
 
-        getattr(commands, name)(options)
+        code: int | None = getattr(commands, name)(options)
+        return code
 
     return run
 

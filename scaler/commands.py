@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from scaler.cluster import Cluster
@@ -16,7 +17,9 @@ from scaler.decide.sweep import parse_sweep
 from scaler.errors import BadInput
 from scaler.launch import LaunchConfig
 from scaler.report.progress import TerminalProgress
+from scaler.runs import RunFolder
 from scaler.schema import parse, write_atomically
+from scaler.storage import inside, is_url
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -78,16 +81,39 @@ def run_launch(
 
     with TerminalProgress() as progress:
         config = tune_launch(launch, resume=resume, force=force, progress=progress, notice=progress.notice)
+    _show_run(config, launch.storage_path, as_json)
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Tune as a job on a Ray cluster; gives the job's exit code."""
+    from scaler.submit.submit import submit as submit_launch
+
+    done = submit_launch(
+        options.launch,
+        options.address,
+        out=options.out,
+        resume=options.resume,
+        force=options.force,
+        job=options.follow,
+    )
+    if done.config is not None and done.run is not None:
+        _show_run(done.config, done.run, options.json)
+    elif done.run is not None:
+        print(f"\nrun folder: {done.run}", file=sys.stderr)
+    return done.exit_code
+
+
+def _show_run(config: BatchConfig, run: str, as_json: bool) -> None:
     _print([config], as_json)
-    path = Path(launch.storage_path)
-    print(f"\nreport: {path / 'report.html'}\nconfiguration: {path / 'batch-config.yaml'}", file=sys.stderr)
-    print(f"next: scaler explain {path}", file=sys.stderr)
+    print(f"\nreport: {inside(run, 'report.html')}", file=sys.stderr)
+    print(f"configuration: {inside(run, 'batch-config.yaml')}", file=sys.stderr)
+    print(f"next: scaler explain {quote(run)}", file=sys.stderr)
 
 
 def recommend(options: argparse.Namespace) -> None:
     """Decide again from a run, for its own cluster or each of others, which get a file each."""
     _print(_decided(options), options.json)
-    print(f"\nnext: scaler explain {options.folder}", file=sys.stderr)
+    print(f"\nnext: scaler explain {quote(options.folder)}", file=sys.stderr)
 
 
 def explain(options: argparse.Namespace) -> None:
@@ -100,7 +126,7 @@ def explain(options: argparse.Namespace) -> None:
     else:
         for config in found:
             print_explanation(config)
-    print(f"\nnext: scaler recommend {options.folder} --cluster FILE", file=sys.stderr)
+    print(f"\nnext: scaler recommend {quote(options.folder)} --cluster FILE", file=sys.stderr)
 
 
 def regimes(options: argparse.Namespace) -> None:
@@ -127,16 +153,41 @@ def regimes(options: argparse.Namespace) -> None:
         print(json.dumps(regimes_data(found), indent=2))
     else:
         print_regimes(found)
-    print(f"\nreport: {Path(options.out) / 'regimes.html'}", file=sys.stderr)
+    print(f"\nreport: {inside(options.out, 'regimes.html')}", file=sys.stderr)
     cluster = options.cluster or "FILE"
     print(f"next: scaler tune {options.workload} --cluster {cluster}", file=sys.stderr)
 
 
 def report(options: argparse.Namespace) -> None:
-    """Write a run's page again."""
+    """Write a run's page again, and its event files."""
     from scaler.answers import report as write_report
 
     print(write_report(options.folder))
+    if options.tensorboard is not None:
+        from scaler.report.tensorboard import write_events
+
+        with RunFolder.open(options.folder) as run:
+            write_events(BatchConfig.load(run.path), run.records(), options.tensorboard)
+        print(options.tensorboard)
+        print(f"\nnext: tensorboard --logdir {options.tensorboard}", file=sys.stderr)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write an answer in the form of another tool."""
+    from scaler.export.targets import export as export_to
+    from scaler.export.targets import find_target
+
+    target = find_target(options.to)
+    config = BatchConfig.load(options.folder)
+    text = export_to(
+        config, options.to, options.workers, _address(options.folder, config), options.script, options.image
+    )
+    if options.out is None:
+        print(text, end="")
+    else:
+        _write(Path(options.out), text)
+    use = target.use.format(file=options.out or "FILE", script=options.script)
+    print(f"\nnext: {use}", file=sys.stderr)
 
 
 def fit_step_time(options: argparse.Namespace) -> None:
@@ -165,8 +216,7 @@ def fit_learning_rate(options: argparse.Namespace) -> None:
 
 def _decided(options: argparse.Namespace) -> list[BatchConfig]:
     """Decide for each cluster asked for, and write a file for each; for the run's own without a file."""
-    from scaler.answers import recommend as decide_again
-    from scaler.answers import run_cluster
+    from scaler.answers import decide_again
 
     clusters = [Cluster.load(path) for path in options.cluster or []]
     names = [cluster.name for cluster in clusters]
@@ -177,16 +227,36 @@ def _decided(options: argparse.Namespace) -> list[BatchConfig]:
         )
     given, sweep, found = _limits(options), parse_sweep(options.sweep), list[BatchConfig]()
     limits = parse(Limits, given, "command line") if given else None
-    for cluster in clusters or [run_cluster(options.folder)]:
-        limited = _limited(cluster, options)
-        config = decide_again(options.folder, limited, sweep, options.objective, limits)
-        if clusters:
-            plain = re.sub(r"[^A-Za-z0-9._-]+", "-", cluster.name)
-            path = Path(options.folder) / f"batch-config-{plain}.yaml"
-            write_atomically(path, config.to_yaml())
-            print(f"configuration: {path}", file=sys.stderr)
-        found.append(config)
+    with RunFolder.open(options.folder) as run:
+        for cluster in clusters or [LaunchConfig.load(run.launch).cluster]:
+            limited = _limited(cluster, options)
+            config = decide_again(run, limited, sweep, options.objective, limits)
+            if clusters:
+                plain = re.sub(r"[^A-Za-z0-9._-]+", "-", cluster.name)
+                name = f"batch-config-{plain}.yaml"
+                run.write(run.path / name, config.to_yaml())
+                print(f"configuration: {inside(options.folder, name)}", file=sys.stderr)
+            found.append(config)
     return found
+
+
+def _address(answer: str, config: BatchConfig) -> str:
+    """Give the workload's address, or only its name where the answer lies in no run."""
+    if is_url(answer):
+        with RunFolder.open(answer) as run:
+            return LaunchConfig.load(run.launch).workload
+    path = Path(answer)
+    launch = RunFolder(path.parent if path.is_file() else path).launch
+    return LaunchConfig.load(launch).workload if launch.is_file() else config.workload
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise BadInput(
+            f"cannot write {path}: {error.strerror}", hint="give a file in a folder you may write to"
+        ) from None
 
 
 def _limited(cluster: Cluster, options: argparse.Namespace) -> Cluster:

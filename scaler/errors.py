@@ -5,7 +5,7 @@
     |   +-- WorkloadError  2  a function of the user's workload raised
     +-- NothingFeasible    3  no batch configuration fits the limits
     +-- Interrupted        4  stopped early, with a usable partial answer in the run folder
-    +-- ClusterFailed      5  Ray, a worker or a process group failed
+    +-- ClusterFailed      5  Ray, a worker, a process group or the run's storage failed
 
 The number is the exit code of the command line. A message says what and where; the hint says what to do.
 """
@@ -51,7 +51,7 @@ class Interrupted(ScalerError):
 
 
 class ClusterFailed(ScalerError):
-    """Ray, a worker or a process group failed."""
+    """Ray, a worker, a process group or the run's storage failed."""
 
     exit_code = 5
 

@@ -79,7 +79,7 @@ class LaunchConfig(Strict):
     cluster: Annotated[Cluster, BeforeValidator(_cluster)]
     """A cluster, or the path of its file."""
     storage_path: str = "RUN"
-    """The run folder."""
+    """The run folder: a path, s3://bucket/run or gs://bucket/run."""
     plan: BatchPlan | None = None
     """Measure only this batch plan, instead of searching for one."""
     budget: Annotated[Budget | None, BeforeValidator(_budget), PlainSerializer(_written)] = None
@@ -107,6 +107,8 @@ class LaunchConfig(Strict):
     def load(cls, path: str | Path) -> "LaunchConfig":
         """Read a launch file; a relative cluster path in it is relative to the file.
 
+        A workload's file is looked for beside the launch file, then in the current folder.
+
         Raises:
             BadInput: the file is absent or not YAML, or keys are unknown, missing or impossible (all listed).
         """
@@ -116,6 +118,10 @@ class LaunchConfig(Strict):
             data = {**data, "cluster": Cluster.load(path.parent / data["cluster"])}
         if isinstance(data, dict) and isinstance(data.get("from_checkpoint"), str):
             data = {**data, "from_checkpoint": str((path.parent / data["from_checkpoint"]).absolute())}
+        if isinstance(data, dict) and isinstance(data.get("workload"), str):
+            place, _, name = data["workload"].rpartition(":")
+            if place.endswith(".py") and (path.parent / place).is_file():
+                data = {**data, "workload": f"{path.parent / place}:{name}"}
         return parse(cls, data, str(path))
 
     @property

@@ -1,5 +1,8 @@
 """tune() and compare_regimes(): the whole flow on one page."""
 
+import contextlib
+from collections.abc import Iterator
+
 from scaler.answers import decide_run, write_answer
 from scaler.decide.config import BatchConfig
 from scaler.decide.confirm import with_confirmation
@@ -14,7 +17,6 @@ from scaler.records import RegimesRecord
 from scaler.report.regime_answer import render_regimes
 from scaler.runs import RunFolder
 from scaler.runtime.protocol import Runtime, Task
-from scaler.schema import write_atomically
 from scaler.workload import Workload, load_workload
 
 REGIMES_BUDGET_S = 60.0
@@ -38,31 +40,28 @@ def tune(
     Raises:
         BadInput: the workload, the cluster or the out folder is wrong.
         NothingFeasible: no batch configuration fits.
-        ClusterFailed: the workers are lost; `resume` continues.
+        ClusterFailed: the workers or the storage are lost; `resume` continues.
         Interrupted: stopped by the keyboard; the answer so far is written.
     """
     workload = workload or load_workload(launch.workload)
-    run = _open_run(launch, resume, force)
-    try:
-        with runtime or open_runtime(launch, workload) as ranks:
-            evidence = Evidence(ranks, run, launch.budget_s, progress, notice)
-            measure(evidence, workload, launch, ranks.workers)
-            config = decide_run(run, launch.cluster, launch)
-            write_answer(run, config)
-            measure_warmup(evidence, workload, config.chosen)
-            config = decide_run(run, launch.cluster, launch, launch.sweep)
-            if config.sweep and launch.cluster.kind == "mock":
-                plans = [point.plan for point in config.sweep if point.plan is not None]
-                measure_plans(evidence, plans)
+    with _opened_run(launch, resume, force) as run:
+        try:
+            with runtime or open_runtime(launch, workload) as ranks:
+                evidence = Evidence(ranks, run, launch.budget_s, progress, notice)
+                measure(evidence, workload, launch, ranks.workers)
+                config = decide_run(run, launch.cluster, launch)
+                write_answer(run, config)
+                measure_warmup(evidence, workload, config.chosen)
                 config = decide_run(run, launch.cluster, launch, launch.sweep)
-            confirm(Evidence(ranks, run, None, progress), workload, config.chosen)
-    except KeyboardInterrupt:
-        raise _interrupted(run, launch) from None
-    except ScalerError as error:
-        _keep_trace(run, error)
-        raise
-    config = with_confirmation(config, run.records())
-    write_answer(run, config)
+                if config.sweep and launch.cluster.kind == "mock":
+                    plans = [point.plan for point in config.sweep if point.plan is not None]
+                    measure_plans(evidence, plans)
+                    config = decide_run(run, launch.cluster, launch, launch.sweep)
+                confirm(Evidence(ranks, run, None, progress), workload, config.chosen)
+        except KeyboardInterrupt:
+            raise _interrupted(run, launch) from None
+        config = with_confirmation(config, run.records())
+        write_answer(run, config)
     return config
 
 
@@ -82,19 +81,15 @@ def compare_regimes(
 
     Raises:
         BadInput: the workload, the cluster or the out folder is wrong, or the budget too short.
-        ClusterFailed: the workers are lost.
+        ClusterFailed: the workers or the storage are lost.
     """
     workload = workload or load_workload(launch.workload)
-    run = _open_run(launch, resume, force)
     task = Task(probe_regimes, RegimesRequest(launch.budget_s or REGIMES_BUDGET_S))
-    try:
+    with _opened_run(launch, resume, force) as run:
         with runtime or open_runtime(launch, workload) as ranks:
             (record,) = Evidence(ranks, run, None, progress).ask("regimes", [task])
-    except ScalerError as error:
-        _keep_trace(run, error)
-        raise
-    assert isinstance(record, RegimesRecord)
-    write_atomically(run.regimes_report, render_regimes(record))
+        assert isinstance(record, RegimesRecord)
+        run.write(run.regimes_report, render_regimes(record))
     return fit_regimes(record)
 
 
@@ -109,12 +104,27 @@ def open_runtime(launch: LaunchConfig, workload: Workload) -> Runtime:
     return RayRuntime(launch.cluster, workload, launch.address, launch.env)
 
 
-def _open_run(launch: LaunchConfig, resume: bool, force: bool) -> RunFolder:
-    if not resume:
-        run = RunFolder.create(launch.storage_path, force)
-        write_atomically(run.launch, launch.to_yaml())
-        return run
-    run = RunFolder.open(launch.storage_path)
+@contextlib.contextmanager
+def _opened_run(launch: LaunchConfig, resume: bool, force: bool) -> Iterator[RunFolder]:
+    """Open the launch's run folder, which can then be written to; a failure leaves its trace there."""
+    path = launch.storage_path
+    with RunFolder.open(path) if resume else RunFolder.create(path, force) as run:
+        if resume:
+            _check_question(run, launch)
+            run.drop_cut_line()
+        else:
+            run.write(run.launch, launch.to_yaml())
+        run.require_storage()
+        try:
+            yield run
+        except ScalerError as error:
+            if notes := getattr(error, "__notes__", []):
+                run.write(run.fault_log, "\n".join(notes))
+            raise
+
+
+def _check_question(run: RunFolder, launch: LaunchConfig) -> None:
+    """Refuse to continue a run that asks something else."""
     before = LaunchConfig.load(run.launch)
     # What does not change a question may change on resuming.
     free = {"budget", "address", "env", "storage_path", "runtime", "sweep", "objective", "limits"}
@@ -126,22 +136,15 @@ def _open_run(launch: LaunchConfig, resume: bool, force: bool) -> RunFolder:
     if changed:
         raise BadInput(
             f"{launch.storage_path} was made with another {', '.join(changed)}",
-            hint=f"resume with what {run.launch} says, or use another out folder",
+            hint=f"resume with what {run.where(run.launch)} says, or use another out folder",
         )
-    run.drop_cut_line()
-    return run
-
-
-def _keep_trace(run: RunFolder, error: ScalerError) -> None:
-    if notes := getattr(error, "__notes__", []):
-        run.fault_log.write_text("\n".join(notes), encoding="utf-8")
 
 
 def _interrupted(run: RunFolder, launch: LaunchConfig) -> Interrupted:
     records = run.records()
     try:
         write_answer(run, decide_run(run, launch.cluster, launch))
-        state = f"the answer from {len(records)} records so far is in {run.batch_config}"
+        state = f"the answer from {len(records)} records so far is in {run.where(run.batch_config)}"
     except ScalerError:
         state = f"{len(records)} records are kept, too few for an answer"
     return Interrupted(f"interrupted: {state}", hint="the same command with --resume continues")

@@ -67,6 +67,8 @@ class WorkloadRecord(Observation):
     """Its class, such as AdamW; empty in records that did not look."""
     betas: tuple[float, ...] = ()
     """Of its first group of parameters, where it has any."""
+    max_grad_norm: PositiveFloat | None = None
+    """What the step's gradient is clipped to."""
     spread_matters: bool = False
     """Whether the workload says that convergence depends on how a batch is spread."""
 

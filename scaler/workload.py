@@ -60,9 +60,11 @@ class Workload:
         model: builds a fresh network on the CPU; called once per trial, after seeding.
         train_data, eval_data: build map-style datasets; a `TensorDataset` is sliced without a loader.
         loss: mean loss of a batch, as a tensor of no dimension.
-        optimizer: makes the optimizer from (parameters, learning rate).
+        optimizer: makes the optimizer from (parameters, learning rate); with `optimizer_takes_module` from
+            (model, learning rate), for groups by name.
         metric: mean metric of a batch, under eval mode and no_grad.
         weight: the denominator of `loss`'s mean (tokens, say). Default: the number of examples.
+        max_grad_norm: the step's gradient is clipped to this norm.
         schedule: factor on the learning rate after so many examples. Default: warm-up, then constant.
         collate: as torch's DataLoader takes it.
         worst_case: a batch of `micro_batch` of the longest examples, for memory probes.
@@ -84,6 +86,8 @@ class Workload:
     reference: Reference
     weight: "Callable[[Any], float | torch.Tensor] | None" = None
     schedule: Callable[[int], float] | None = None
+    optimizer_takes_module: bool = False
+    max_grad_norm: float | None = None
     precision: Precision = "fp32"
     collate: Callable[[list[Any]], Any] | None = None
     worst_case: Callable[[int], Any] | None = None
@@ -114,7 +118,12 @@ class Workload:
         if self.schedule is not None:
             with user_code(self, "schedule"):
                 return float(self.schedule(progress_examples))
-        return min(1.0, progress_examples / warmup_examples) if warmup_examples else 1.0
+        return warmup_factor(progress_examples, warmup_examples)
+
+
+def warmup_factor(progress_examples: int, warmup_examples: int) -> float:
+    """Linear warm-up, then constant: the factor on the rate for the step that ends at `progress_examples`."""
+    return min(1.0, progress_examples / warmup_examples) if warmup_examples else 1.0
 
 
 @contextlib.contextmanager
@@ -247,6 +256,7 @@ def _faults(workload: Workload) -> list[str]:
         "reference.learning_rate": workload.reference.learning_rate,
         "target.max_examples": workload.target.max_examples,
         "target.evaluate_every": workload.target.evaluate_every,
+        "max_grad_norm": workload.max_grad_norm,
     }
     faults += [
         f"{name} must be a positive number, not {size!r}"

@@ -1,1 +1,1 @@
-"""NoiseScale for the training loops of other libraries, which need not be installed."""
+"""Callbacks for the training loops of other libraries, which need not be installed."""

@@ -61,7 +61,9 @@ class Option:
             drawn = drawn * draw_around(part, _DRAWS, generator)
         low, high = np.quantile(drawn, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]).tolist()
         method = f"steps x mean step, {_DRAWS:,} draws"
-        return Estimate(value=value, low=min(low, value), high=max(high, value), samples=samples, method=method)
+        return Estimate(
+            value=value, low=min(low, value), high=max(high, value), samples=samples, method=method
+        )
 
 
 def options(

@@ -1,5 +1,6 @@
 """BatchConfig: the answer, as written to batch-config.yaml (docs/batch-config.md describes it)."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -7,11 +8,14 @@ from pydantic import Field
 
 from scaler.batch import BatchPlan
 from scaler.cluster import Cluster
+from scaler.errors import BadInput
 from scaler.fit.branching import BranchingFit
 from scaler.fit.powers import PowersFit
 from scaler.fit.rate_rules import RateRule
-from scaler.schema import Strict
+from scaler.runs import RunFolder
+from scaler.schema import Strict, parse, read_yaml
 from scaler.stats import Estimate
+from scaler.storage import is_url
 
 Bound = Literal[
     "memory",
@@ -128,6 +132,8 @@ class Findings(Strict):
 
     train_examples: int
     parameters: int
+    max_grad_norm: float | None = None
+    """What gradients were clipped to; absent where they were not."""
     noise_scale: Estimate | None = None
     noise_scale_groups: dict[str, Estimate] = Field(default_factory=dict)
     """Of each group of parameters where it is identifiable."""
@@ -236,6 +242,42 @@ class BatchConfig(Strict):
     records: int
     """How many observations it rests on."""
     versions: dict[str, str]
+
+    @classmethod
+    def load(cls, path: str | Path) -> "BatchConfig":
+        """Read a configuration file, or the one of a run folder.
+
+        Raises:
+            BadInput: there is none, or it is not one; lists every fault.
+        """
+        if not is_url(path) and Path(path).is_file():
+            return parse(cls, read_yaml(Path(path)), str(path))
+        with RunFolder.open(path) as run:
+            file = run.batch_config
+            if not file.is_file():
+                raise BadInput(
+                    f"{path} has no {file.name}: it was not decided yet",
+                    hint=f"`scaler report {path}` decides",
+                )
+            return parse(cls, read_yaml(file), str(run.where(file)))
+
+    def answer_for(self, workers: int | None = None) -> Answer:
+        """Give the answer of a worker count; by default the one to use.
+
+        Raises:
+            BadInput: that worker count has none.
+        """
+        if workers is None:
+            return self.chosen
+        found = next((answer for answer in self.answers if answer.plan.workers == workers), None)
+        if found is None:
+            counts = ", ".join(str(answer.plan.workers) for answer in self.answers)
+            why = f": {self.infeasible[workers]}" if workers in self.infeasible else ""
+            raise BadInput(
+                f"there is no answer for {workers} workers{why}",
+                hint=f"there are answers for {counts}; `scaler recommend RUN --cluster FILE` makes others",
+            )
+        return found
 
     @property
     def chosen(self) -> Answer:

@@ -44,6 +44,7 @@ def findings(records: Sequence[Record], fits: Fits, sizes: WorkloadRecord) -> Fi
     return Findings(
         train_examples=sizes.train_examples,
         parameters=sizes.parameters,
+        max_grad_norm=sizes.max_grad_norm,
         noise_scale=noise.scale,
         noise_scale_groups={name: scale for name, scale in noise.groups.items() if scale is not None},
         noise_scale_preconditioned=noise.preconditioned,

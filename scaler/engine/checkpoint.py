@@ -1,9 +1,11 @@
 """Training states on disk: read without unpickling, loaded into model and optimizer, written by a trial."""
 
+import contextlib
 import copy
 import os
+import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import torch
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from scaler.engine.torch_engine import TorchEngine
-from scaler.errors import BadInput
+from scaler.errors import BadInput, ScalerError
+from scaler.storage import Storage, is_url, split_name
 
 _MODEL_KEYS = ("model", "model_state_dict", "state_dict")
 _OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict")
@@ -24,7 +27,7 @@ _SAVE = 'torch.save({"model": model.state_dict(), "optimizer": optimizer.state_d
 class Checkpoint:
     """The state of a training run."""
 
-    path: Path
+    path: Path | str
     model: dict[str, torch.Tensor]
     optimizer: dict[str, Any] | None
     examples: int | None
@@ -76,6 +79,24 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     for prefix in _WRAPPERS:
         consume_prefix_in_state_dict_if_present(model, prefix)
     return Checkpoint(path, model, optimizer, examples if isinstance(examples, int) else None)
+
+
+def find_checkpoint(place: str) -> Checkpoint | None:
+    """Read what `save_checkpoint` wrote; None where this machine cannot reach it.
+
+    Raises:
+        BadInput: it is not a file of torch.save.
+    """
+    if not is_url(place):
+        return read_checkpoint(place) if Path(place).is_file() else None
+    folder, name = split_name(place)
+    with tempfile.TemporaryDirectory(prefix="scaler-") as temporary:
+        file = Path(temporary) / name
+        try:
+            Storage(folder).get(name, file)
+        except ScalerError:
+            return None
+        return replace(read_checkpoint(file), path=place)
 
 
 def load_model(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
@@ -157,8 +178,19 @@ def _names(states: dict[Any, dict[str, Any]]) -> set[str]:
     return {name for state in states.values() for name in state}
 
 
-def save_checkpoint(engine: TorchEngine, path: Path, examples: int) -> None:
-    """Write the engine's state as `read_checkpoint` reads it; nothing on a machine without the folder."""
+def save_checkpoint(engine: TorchEngine, place: str | Path, examples: int) -> None:
+    """Write the engine's state as `read_checkpoint` reads it, to a path or a URL.
+
+    Nothing on a machine without the folder, or that the storage refuses: branches then train the state again.
+    """
+    if is_url(place):
+        folder, name = split_name(str(place))
+        with tempfile.TemporaryDirectory(prefix="scaler-") as temporary:
+            save_checkpoint(engine, str(Path(temporary) / name), examples)
+            with contextlib.suppress(ScalerError):
+                Storage(folder).put(Path(temporary) / name, name)
+        return
+    path = Path(place)
     if not path.parent.is_dir():
         return
     part = path.with_name(f".{path.name}.{os.getpid()}")

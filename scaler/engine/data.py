@@ -1,7 +1,7 @@
 """The examples of each step: permutations that continue across epochs, cut as the plan says."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -22,14 +22,19 @@ def load_data(workload: Workload, function: Literal["train_data", "eval_data"]) 
     """
     with user_code(workload, function):
         dataset = getattr(workload, function)()
-        map_style = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-        usable = map_style and not isinstance(dataset, IterableDataset) and len(dataset) > 0
+        usable = has_items(dataset)
     if not usable:
         raise BadInput(
             f"workload {workload.name!r}: {function}() returned {type(dataset).__name__}, without items",
             hint="return a map-style dataset, with __len__ and __getitem__, that is not empty",
         )
     return dataset
+
+
+def has_items(dataset: Any) -> bool:
+    """Whether a data set is map-style and not empty: only then can examples be drawn from it."""
+    map_style = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    return map_style and not isinstance(dataset, IterableDataset) and len(dataset) > 0
 
 
 def load_train_data(workload: Workload, global_batch: int) -> Any:
@@ -76,7 +81,7 @@ def rank_steps(
     workload: Workload, dataset: Any, plan: BatchPlan, rank: int, seed: int
 ) -> Iterator[list[Any]]:
     """Yield each optimizer step's batches on `rank`: a list of `accumulation` host batches."""
-    passes = _fetch(workload, dataset, rank_indices(len(dataset), plan, rank, seed))
+    passes = fetch(dataset, rank_indices(len(dataset), plan, rank, seed), workload.collate)
     while True:
         with user_code(workload, "train_data"):
             step = [next(passes) for _ in range(plan.accumulation)]
@@ -86,17 +91,20 @@ def rank_steps(
 def evaluation_batches(workload: Workload, dataset: Any, batch: int) -> Iterator[Any]:
     """Yield the data set once, in order, in batches of at most `batch` examples, on the host."""
     chunks = torch.arange(len(dataset)).split(batch)
-    batches = _fetch(workload, dataset, iter(chunks))
+    batches = fetch(dataset, iter(chunks), workload.collate)
     for _ in chunks:
         with user_code(workload, "eval_data"):
             found = next(batches)
         yield found
 
 
-def _fetch(workload: Workload, dataset: Any, indices: Iterator[torch.Tensor]) -> Iterator[Any]:
-    if isinstance(dataset, TensorDataset) and workload.collate is None:
+def fetch(
+    dataset: Any, indices: Iterator[torch.Tensor], collate: Callable[[list[Any]], Any] | None, **loader: Any
+) -> Iterator[Any]:
+    """Yield the batch of each index tensor; `loader` are further options of DataLoader."""
+    if isinstance(dataset, TensorDataset) and collate is None and not loader:
         return (dataset[chunk] for chunk in indices)
-    return iter(DataLoader(dataset, batch_sampler=_Lists(indices), collate_fn=workload.collate))
+    return iter(DataLoader(dataset, batch_sampler=_Lists(indices), collate_fn=collate, **loader))
 
 
 class _Lists:

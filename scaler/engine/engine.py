@@ -11,6 +11,7 @@ import torch.distributed as dist
 from scaler.batch import BatchPlan
 from scaler.engine.clock import StepClock
 from scaler.engine.data import evaluation_batches
+from scaler.engine.scales import example_scale, weighted_scales
 from scaler.errors import BadInput
 from scaler.runtime.protocol import Rank
 from scaler.workload import Workload, user_code
@@ -66,7 +67,8 @@ def build_optimizer(workload: Workload, module: torch.nn.Module, learning_rate: 
         BadInput: it gives no torch optimizer.
     """
     with user_code(workload, "optimizer"):
-        optimizer = workload.optimizer(list(module.parameters()), learning_rate)
+        trained = module if workload.optimizer_takes_module else list(module.parameters())
+        optimizer = workload.optimizer(trained, learning_rate)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise BadInput(
             f"workload {workload.name!r}: optimizer() returned {type(optimizer).__name__}",
@@ -85,22 +87,14 @@ def loss_scales(
 
     Raises:
         WorkloadError: weight() raises.
+        BadInput: the total weight is not positive.
     """
     if workload.weight is None or not synchronise:
-        own = float(plan.micro_batches[rank.rank])
-        return [own * plan.workers / plan.global_batch] * len(batches)
+        return [example_scale(plan, rank.rank)] * len(batches)
     with user_code(workload, "weight"):
         weights = [float(workload.weight(batch)) for batch in batches]
-    total = torch.tensor(sum(weights), dtype=torch.float64)
-    if rank.group is not None:
-        total = total.to(rank.device.torch_device)
-        dist.all_reduce(total, group=rank.group)
-    if not total > 0:
-        raise BadInput(
-            f"workload {workload.name!r}: weight() of a whole global batch is {total.item()}",
-            hint="weight(batch) returns the denominator of the loss's mean, such as its number of tokens",
-        )
-    return [weight * plan.workers / total.item() for weight in weights]
+    source = f"workload {workload.name!r}: weight()"
+    return weighted_scales(weights, plan, rank.group, rank.device.torch_device, source)
 
 
 def autocast(workload: Workload, device: torch.device) -> contextlib.AbstractContextManager[Any]:

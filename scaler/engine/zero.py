@@ -46,8 +46,9 @@ class ZeroEngine:
         parameters = sum(p.numel() for p in self.module.parameters())
         optimizer = build_optimizer(workload, self.module, learning_rate)
         self._rates = [group["lr"] for group in optimizer.param_groups]
+        config = _config(plan, parameters, workload.max_grad_norm or 0.0)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=self.module, optimizer=optimizer, config=_config(plan, parameters), dist_init_required=False
+            model=self.module, optimizer=optimizer, config=config, dist_init_required=False
         )
 
     def step(self, batches: Sequence[Any], learning_rate_factor: float) -> torch.Tensor:
@@ -141,7 +142,7 @@ def _import_deepspeed(rank: Rank) -> Any:
     return deepspeed
 
 
-def _config(plan: BatchPlan, parameters: int) -> dict[str, Any]:
+def _config(plan: BatchPlan, parameters: int, max_grad_norm: float) -> dict[str, Any]:
     # DeepSpeed's 5e8 elements are 2 GB of buffer, however small the model; it wants whole alignments.
     bucket_elements = min(_BUCKET_ELEMENTS, -(-parameters // _ALIGNMENT) * _ALIGNMENT)
     # With unequal entries DeepSpeed is told the largest: it only uses them to check its own identity.
@@ -155,6 +156,6 @@ def _config(plan: BatchPlan, parameters: int) -> dict[str, Any]:
             "allgather_bucket_size": bucket_elements,
         },
         "zero_allow_untested_optimizer": True,
-        "gradient_clipping": 0.0,  # its default of 1.0 would train unlike the other engines
+        "gradient_clipping": max_grad_norm,  # its default of 1.0 would train unlike the other engines
         "steps_per_print": 10**9,
     }

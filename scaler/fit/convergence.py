@@ -69,8 +69,8 @@ class ConvergenceFit:
     ) -> Floats:
         """Draw the mean examples to target at `learning_rate` over so many fresh runs: [draws, batches].
 
-        Of infinitely many: what it may truly be. At a batch that was not tried the rate may miss the best by more than at one that was. Where one
-        batch only reached the target its mean is not known to vary.
+        Of infinitely many: what it may truly be. At a batch that was not tried the rate may miss the best by
+        more than at one that was. Where one batch only reached the target its mean is not known to vary.
         """
         if self.steps is None:
             return np.broadcast_to(self.typical_examples(global_batches), (draws, len(global_batches)))

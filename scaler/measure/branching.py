@@ -81,7 +81,7 @@ def try_reference(
         max_examples=trial_limit(workload, sizes),
         seed=REFERENCE_SEED,
         time_limit_s=limit_s,
-        checkpoint=str(evidence.checkpoint),
+        checkpoint=evidence.checkpoint,
     )
     task = plan_task(probe_convergence, request)
     if (cut := _cut_short(evidence, task, limit_s)) is None:
@@ -98,7 +98,7 @@ def start_of(evidence: Evidence, reference: ConvergenceRecord | None) -> Start |
         return None
     if any(isinstance(r, ConvergenceRecord) and r.reached for r in evidence.records):
         return None
-    return Start(str(evidence.checkpoint), reference.examples)
+    return Start(evidence.checkpoint, reference.examples)
 
 
 def _cut_short(evidence: Evidence, task: Task, limit_s: float) -> ConvergenceRecord | None:

@@ -33,7 +33,7 @@ class Evidence:
         notice: Notice | None = None,
     ) -> None:
         self.records = run.records()
-        self.checkpoint = run.checkpoint
+        self.checkpoint = str(run.where(run.checkpoint))
         self.workers = runtime.workers
         self._runtime = runtime
         self._run = run
@@ -41,6 +41,7 @@ class Evidence:
         self._budget_s = budget_s if budget_s is not None else math.inf
         self._progress = progress
         self._notice = notice
+        self._said_failing = False
         self._phases: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         self._answers = {r.task: r for r in self.records if not _cut_short(r)}
 
@@ -96,12 +97,19 @@ class Evidence:
         for outcome in self._runtime.run(self._within_budget(open_tasks)):
             record = _record(outcome)
             if record.task not in self._answers:
-                self._run.append(record)
+                self._append(record)
                 self.records.append(record)
                 self._answers[record.task] = record
             self._count(phase, 1, expected)
         answered = [self._answers[task.key] for task in tasks if task.key in self._answers]
         return [record for record in answered if not _cut_short(record)]
+
+    def _append(self, record: Record) -> None:
+        self._run.append(record)
+        failure = self._run.upload_failure
+        if failure is not None and not self._said_failing:
+            self.say(f"{failure.message}; it is tried again, and until then kept in {self._run.path}")
+        self._said_failing = failure is not None
 
     def _count(self, phase: str, done: int, expected: int) -> None:
         counts = self._phases[phase]

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from scaler.device import Device
 from scaler.engine.checkpoint import (
     Checkpoint,
     check_optimizer,
+    find_checkpoint,
     load_model,
     load_optimizer,
     read_checkpoint,
@@ -168,9 +168,12 @@ class _Branch:
 
     def _start(self) -> Checkpoint:
         """Read the state; where one of the ranks does not find the reference's, train the reference again."""
-        path = Path(self._request.checkpoint)
-        if not self._request.is_ours or self._on_every_rank(path.is_file()):
-            return read_checkpoint(path)
+        place = self._request.checkpoint
+        if not self._request.is_ours:
+            return read_checkpoint(place)
+        kept = find_checkpoint(place)
+        if self._on_every_rank(kept is not None) and kept is not None:
+            return kept
         request, rank = self._request, self._rank
         most = list(request.plan.micro_batches)
         plan = BatchPlan.split(request.reference_batch, request.plan.workers, most)
@@ -181,9 +184,9 @@ class _Branch:
             warmup_examples = self._workload.reference.warmup_examples
             engine.step(next(batches), self._workload.learning_rate_factor(examples, warmup_examples))
         if rank.rank == 0:
-            save_checkpoint(engine, path, goal)
+            save_checkpoint(engine, place, goal)
         model = {key: value.clone() for key, value in engine.module.state_dict().items()}
-        state = Checkpoint(path, model, engine.optimizer.state_dict(), goal)
+        state = Checkpoint(place, model, engine.optimizer.state_dict(), goal)
         engine.close()
         return state
 

@@ -3,7 +3,6 @@
 import math
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,7 +93,7 @@ class _Trial:
             )
             stop = self._stop(engine)
         if request.checkpoint and stop != "reached" and rank.rank == 0 and isinstance(engine, TorchEngine):
-            save_checkpoint(engine, Path(request.checkpoint), self._examples)
+            save_checkpoint(engine, request.checkpoint, self._examples)
         engine.close()
         # The target was met at the first of the two evaluations; the second confirmed it.
         examples = self._curve[-2].examples if stop == "reached" else self._examples

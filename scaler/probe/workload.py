@@ -40,6 +40,7 @@ def probe_workload(rank: Rank, workload: Workload, request: WorkloadRequest) -> 
         eval_examples=len(load_data(workload, "eval_data")),
         parameters=sum(p.numel() for p in module.parameters()),
         batch_statistics=batch_statistics(module),
+        max_grad_norm=workload.max_grad_norm,
         spread_matters=workload.spread_matters,
         optimizer=type(optimizer).__name__,
         betas=tuple(float(beta) for beta in optimizer.param_groups[0].get("betas", ())),

@@ -17,6 +17,9 @@ from scaler.records import Prediction
 from scaler.trace.shape import LARGEST, Shape
 from scaler.workload import Workload
 
+_OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Libraries that find these join a process group and wait for the other ranks; the child is none."""
+
 
 def ask_prediction(
     workload: Workload,
@@ -35,7 +38,8 @@ def ask_prediction(
         BadInput: a function of the workload is wrong.
     """
     question = cloudpickle.dumps((workload, cluster, shapes, sizes, largest, offload_optimizer))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    own = {name: value for name, value in os.environ.items() if name not in _OF_A_RANK}
+    environment = {**own, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryDirectory(prefix="scaler-trace-") as folder:
         answer, log = Path(folder) / "answer.json", Path(folder) / "log"
         with log.open("wb") as errors_to:

@@ -1,6 +1,5 @@
 """A Ray cluster of several nodes on this machine runs the whole tune; where its ranks were is recorded."""
 
-
 import pytest
 import ray
 from ray.cluster_utils import Cluster as Nodes

@@ -164,7 +164,7 @@ def test_an_unexpected_fault_exits_1_and_keeps_its_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(RECORDED, tmp_path / "RUN")
-    monkeypatch.setattr("scaler.answers.recommend", lambda *_: 1 / 0)
+    monkeypatch.setattr("scaler.answers.decide_again", lambda *_: 1 / 0)
     assert main(["recommend", "RUN"]) == 1
     err = capsys.readouterr().err
     assert "ZeroDivisionError" in err and "Traceback" not in err

@@ -10,7 +10,7 @@ from scaler.schema import Strict
 
 FOLDER = Path(__file__).parents[2] / "cluster"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
-FILES = sorted(FOLDER.rglob("*.yaml"))
+FILES = sorted(file for file in FOLDER.rglob("*.yaml") if file.name != "ray-launcher.yaml")  # that is Ray's
 HARDWARE = sorted((FOLDER / "hardware").glob("*.yaml"))
 GIB = 2**30
 

@@ -1,9 +1,13 @@
 """What the documents say is what the code does."""
 
 import re
+import runpy
+import shlex
 from pathlib import Path
 
+import click
 import pytest
+from ray.scripts.scripts import cli as ray_command
 
 from scaler.cli import main
 from scaler.decide.config import Answer, BatchConfig, Findings
@@ -11,6 +15,8 @@ from scaler.workload import load_workload
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+NOT_OURS = {"cd", "git", "kubectl", "sbatch"}
 PAGES = [p for p in ROOT.rglob("*.md") if not {".venv", "build"} & set(p.relative_to(ROOT).parts)]
 
 
@@ -28,21 +34,63 @@ def test_the_readmes_import_works() -> None:
     exec(line, {})
 
 
+# In pages as `$ command`, in the comments of YAML files and scripts as `#   command`.
+COMMANDED = [*PAGES, *(ROOT / "launch").glob("*.*"), *(ROOT / "cluster").glob("*.yaml")]
 COMMANDS = {
     command
-    for page in PAGES
-    for command in re.findall(r"^\$ scaler (.+?)(?:\s+#.*)?$", page.read_text(encoding="utf-8"), re.M)
+    for page in COMMANDED
+    for command in re.findall(
+        r"^(?:\$|#  ) ([a-z]\S* .+?)(?: +#.*)?$", page.read_text(encoding="utf-8"), re.M
+    )
 }
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_the_pages_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for part in command.split(" && "):
+        program, *words = shlex.split(part)
+        if program == "scaler":
+            _parse_scaler(words, monkeypatch)
+        elif program == "python":
+            _parse_tune(words)
+        elif program == "ray":
+            _parse_ray(words)
+        elif program == "make":
+            assert all(re.search(rf"^{target}:", MAKEFILE, re.M) for target in words)
+        else:
+            assert program in NOT_OURS, f"nothing here checks what {program} is given"
+            ours = [word for word in words if word.startswith(("launch/", "cluster/"))]
+            assert all((ROOT / word).is_file() for word in ours)
+
+
+def _parse_scaler(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     fits = ("fit_step_time", "fit_steps", "fit_learning_rate")
-    for name in ("tune", "plan", "recommend", "explain", "regimes", "report", *fits):
+    for name in ("tune", "submit", "plan", "recommend", "explain", "regimes", "report", "export", *fits):
         monkeypatch.setattr(f"scaler.commands.{name}", lambda options: called.append(str(options)))
-    assert main(command.split()) == 0 and called
+    assert main(words) == 0 and called
+
+
+def _parse_tune(words: list[str]) -> None:
+    script, *options = words
+    assert script == "launch/tune.py"
+    found = runpy.run_path(str(ROOT / script))["arguments"]().parse_args(options)
+    assert (ROOT / found.launch).is_file()
+
+
+def _parse_ray(words: list[str]) -> None:
+    command: click.Command = ray_command
+    while isinstance(command, click.Group):
+        _, found, words = command.resolve_command(click.Context(command), words)
+        assert found is not None
+        command = found
+    options = command.make_context(command.name, words).params
+    if command.name == "submit":
+        assert (ROOT / options["working_dir"] / "launch").is_dir()
+        assert options["entrypoint"][0] == "python"
+        _parse_tune(list(options["entrypoint"][1:]))
+    assert (ROOT / options.get("cluster_config_file", "README.md")).is_file()
 
 
 @pytest.mark.parametrize("model", [BatchConfig, Answer, Findings])

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "scaler"
 LAYERS = [
     {"units", "errors", "schema", "stats"},
     {"batch", "cluster", "workload", "workloads"},
-    {"records", "runs"},
+    {"records", "runs", "storage", "uploads"},
     {"counted_memory", "emulation", "device"},
     {"runtime"},
     {"engine"},
@@ -22,19 +22,21 @@ LAYERS = [
     {"probe"},
     {"fit"},
     {"decide"},
+    {"export"},
     {"report"},
     {"launch"},
     {"answers"},
     {"measure"},
-    {"noise_scale"},
+    {"noise_scale", "applied"},
     {"callbacks"},
     {"pipeline"},
+    {"submit"},
     {"commands"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "job"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = ["records", "runs", "fit", "decide", "report", "launch", "answers"]
+WITHOUT_TORCH = ["records", "runs", "fit", "decide", "export", "report", "launch", "answers"]
 
 
 def modules() -> dict[str, Path]:

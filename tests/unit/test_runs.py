@@ -69,7 +69,7 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path, name):
 
 
 def test_force_clears_an_earlier_run(tmp_path):
-    for name in OWN:
+    for name in [*OWN, "batch-config-h100-8x.yaml"]:
         (tmp_path / name).write_text("old", encoding="utf-8")
     RunFolder.create(tmp_path, force=True)
     assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scaler.batch import BatchPlan
 from scaler.errors import BadInput
 
 pytest.importorskip("transformers")
@@ -28,7 +29,7 @@ def train(tmp_path):
 
     from scaler.callbacks.hugging_face import NoiseScaleCallback
 
-    def run(accumulation=4, examples=1024):
+    def run(accumulation=4, examples=1024, make=NoiseScaleCallback):
         torch.manual_seed(0)
         x = torch.randn(examples, 4)
         y = x.sum(dim=1, keepdim=True) + torch.randn(examples, 1)
@@ -48,7 +49,7 @@ def train(tmp_path):
         trainer = Trainer(
             Net(), arguments, train_dataset=[{"x": a, "y": b} for a, b in zip(x, y, strict=True)]
         )
-        callback = NoiseScaleCallback(trainer)
+        callback = make(trainer)
         trainer.add_callback(callback)
         trainer.train()
         return callback, trainer
@@ -74,3 +75,21 @@ def test_a_last_step_of_fewer_passes_is_left_out(train):
 def test_one_pass_a_step_is_refused(train):
     with pytest.raises(BadInput, match="one gradient a step"):
         train(accumulation=1)
+
+
+def by_plan(plan):
+    from scaler.callbacks.hugging_face import PlanCallback
+
+    return lambda trainer: PlanCallback(trainer, plan)
+
+
+def test_a_trainer_that_uses_the_plan_logs_throughput_and_noise(train):
+    callback, trainer = train(make=by_plan(BatchPlan.equal(8, 4, 1)))
+    assert callback.estimate().steps == 32
+    logged = [line for line in trainer.state.log_history if "loss" in line]
+    assert all(line["samples_per_s"] > 0 for line in logged) and logged[-1]["noise_scale"] > 1
+
+
+def test_a_trainer_that_does_not_is_refused(train):
+    with pytest.raises(BadInput, match="accumulation: the plan has 2, gradient_accumulation_steps is 4"):
+        train(make=by_plan(BatchPlan.equal(8, 2, 1)))

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from scaler.batch import BatchPlan
 from scaler.errors import BadInput
 
 pytest.importorskip("lightning")
@@ -30,11 +31,11 @@ def train(tmp_path):
         def configure_optimizers(self):
             return torch.optim.Adam(self.parameters(), lr=1e-3)
 
-    def run(accumulation=4, micro_batch=None, examples=512, epochs=3, **loader):
+    def run(accumulation=4, micro_batch=None, examples=512, epochs=3, callback=None, **loader):
         torch.manual_seed(0)
         x = torch.randn(examples, 4)
         data = TensorDataset(x, x.sum(dim=1, keepdim=True) + torch.randn(examples, 1))
-        callback = NoiseScaleCallback(micro_batch)
+        callback = callback or NoiseScaleCallback(micro_batch)
         trainer = Trainer(
             accelerator="cpu",
             max_epochs=epochs,
@@ -42,6 +43,7 @@ def train(tmp_path):
             gradient_clip_val=1e-3,
             callbacks=[callback],
             logger=False,
+            log_every_n_steps=16,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -70,3 +72,27 @@ def test_a_last_step_of_fewer_passes_is_left_out(train):
 def test_one_pass_a_step_is_refused(train):
     with pytest.raises(BadInput, match="one gradient a step"):
         train(accumulation=1)
+
+
+def test_a_training_that_uses_the_plan_logs_throughput_and_noise(train):
+    from scaler.callbacks.lightning import PlanCallback
+
+    callback, trainer = train(callback=PlanCallback(BatchPlan.equal(8, 4, 1)))
+    assert callback.estimate().steps == 3 * 16
+    assert trainer.callback_metrics["samples_per_s"] > 0
+    assert trainer.callback_metrics["noise_scale"] > 1
+
+
+def test_a_training_that_does_not_is_refused(train):
+    from scaler.callbacks.lightning import PlanCallback
+
+    with pytest.raises(BadInput, match="micro_batch: the plan has 16, the train loader's batch_size is 8"):
+        train(callback=PlanCallback(BatchPlan.equal(16, 2, 1)))
+
+
+def test_without_noise_the_plan_is_watched_all_the_same(train):
+    from scaler.callbacks.lightning import PlanCallback
+
+    with pytest.warns(UserWarning, match="noise scale is not watched"):
+        _, trainer = train(accumulation=1, callback=PlanCallback(BatchPlan.equal(8, 1, 1)))
+    assert trainer.callback_metrics["samples_per_s"] > 0

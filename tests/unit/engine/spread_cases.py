@@ -86,6 +86,7 @@ WORKLOADS = {
     "tokens": workload(by_token, weight=lambda batch: batch[2].sum()),
     "momentum": workload(optimizer=momentum),
     "adam": workload(optimizer=adam),
+    "clipped": workload(max_grad_norm=0.1),
 }
 TWO_RANKS = {
     "equal": BatchPlan.equal(32, 1, 2),

@@ -29,6 +29,28 @@ def start(rank):
     return start
 
 
+# Clipping and the optimizer
+
+
+def test_the_step_is_clipped_to_the_norm(tiny, start):
+    engine, batches = start(tiny(max_grad_norm=1e-3))
+    before = nn.utils.parameters_to_vector(engine.module.parameters()).detach().clone()
+    engine.step(batches, 1.0)
+    moved = nn.utils.parameters_to_vector(engine.module.parameters()).detach() - before
+    assert float(moved.norm()) == pytest.approx(0.1 * 1e-3, rel=1e-2)
+
+
+def test_an_optimizer_may_take_the_model_for_its_names(tiny, start):
+    def optimizer(net, learning_rate):
+        weights = [p for name, p in net.named_parameters() if name == "weight"]
+        return torch.optim.SGD(weights, lr=learning_rate)
+
+    engine, batches = start(tiny(optimizer=optimizer, optimizer_takes_module=True))
+    bias = engine.module.bias.detach().clone()
+    engine.step(batches, 1.0)
+    assert torch.equal(engine.module.bias, bias)
+
+
 # The learning rate
 
 

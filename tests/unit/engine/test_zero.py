@@ -37,7 +37,7 @@ def found(tmp_path_factory):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", ["momentum", "tokens"])
+@pytest.mark.parametrize("name", ["momentum", "tokens", "clipped"])
 @pytest.mark.parametrize(("world", "spread"), [(world, spread) for world in PLANS for spread in PLANS[world]])
 def test_a_sharded_step_is_the_plain_step(found, world, spread, name, stage):
     for rank in found[world]:

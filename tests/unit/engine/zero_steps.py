@@ -63,7 +63,7 @@ def main(folder: Path, number: int, world: int) -> None:
     rank = Rank(number, world, Device("cpu", None), dist.group.WORLD if world > 1 else None)
     found: dict = {}
     for spread, plan in PLANS[world].items():
-        for name in ("momentum", "tokens"):
+        for name in ("momentum", "tokens", "clipped"):
             found[name, spread, 0] = train(WORKLOADS[name], plan, rank, factor=factor)
             for stage in STAGES:
                 staged = plan.model_copy(update={"zero_stage": stage})

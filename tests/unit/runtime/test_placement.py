@@ -11,7 +11,8 @@ EACH = {"CPU": 1.0, "GPU": 1.0}
 
 def node(name, gpus, free=None, cpus=64):
     total = {"CPU": float(cpus), "GPU": float(gpus)}
-    return RayNode(name, f"10.0.0.{name}", total, total if free is None else {"CPU": 64.0, "GPU": float(free)})
+    left = total if free is None else {"CPU": float(cpus), "GPU": float(free)}
+    return RayNode(name, f"10.0.0.{name}", total, left)
 
 
 def cluster(workers, nodes):

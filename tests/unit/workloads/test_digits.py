@@ -2,6 +2,7 @@ import pickle
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from scaler.workload import load_workload
 from scaler.workloads import digits
@@ -19,6 +20,19 @@ def test_split_has_the_stated_sizes_and_form(workload):
         assert labels.shape == (examples,) and labels.dtype == torch.int64
         assert pixels.min() == 0 and pixels.max() == 1
         assert labels.unique().tolist() == list(range(10))
+
+
+def test_the_examples_are_scikit_learns(workload):
+    known = load_digits()
+    rows = [
+        (*image, label)
+        for data in (workload.train_data(), workload.eval_data())
+        for image, label in zip((data.tensors[0] * 16).tolist(), data.tensors[1].tolist(), strict=True)
+    ]
+    known_rows = [
+        (*image, label) for image, label in zip(known.data.tolist(), known.target.tolist(), strict=True)
+    ]
+    assert sorted(rows) == sorted(known_rows)
 
 
 def test_split_is_the_same_each_time_whatever_the_seed(workload):
