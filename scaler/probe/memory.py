@@ -1,5 +1,6 @@
 """Peak device memory of a plan, over two optimizer steps (the optimizer's state appears in the first)."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,7 @@ from scaler.records import MemoryRecord, environment, now
 from scaler.runtime.protocol import Rank, Task
 from scaler.workload import Workload, user_code
 
+_RELEASE_S = 0.05
 _STEPS = 2
 
 
@@ -88,6 +90,9 @@ def _train(rank: Rank, workload: Workload, request: MemoryRequest, steps: list[l
     engine = open_engine(workload, request.plan, rank, rate, request.seed)
     if isinstance(engine, TorchEngine):
         engine.take_every_step()  # the optimizer's state is part of the peak
+    if rank.group is not None and rank.device.kind != "cuda":
+        # gloo's threads may still hold what the parameters were broadcast in: not part of a step.
+        time.sleep(_RELEASE_S)
     for batches in steps:
         if isinstance(engine, TorchEngine):
             engine.step(batches, 1.0, synchronise=False)

@@ -25,8 +25,7 @@ def address(tmp_path_factory):
     """A head without devices and two nodes with two each."""
     patch = pytest.MonkeyPatch()
     patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    patch.setenv("RAY_AUTH_MODE", "disabled")
-    head = {"num_cpus": 1, "num_gpus": 0, "node_ip_address": "127.0.0.2", "include_dashboard": False}
+    head = {"num_cpus": 1, "num_gpus": 0, "node_ip_address": "127.0.0.5", "include_dashboard": False}
     nodes = Nodes(initialize_head=True, head_node_args=head)
     for own in NODES:
         nodes.add_node(num_cpus=3, num_gpus=0, resources={MOCK_RESOURCE: 2}, node_ip_address=own)
