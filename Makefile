@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= RUN
 
-.PHONY: demo test check bench venv clean
+.PHONY: demo test test-slow check bench venv clean
 
 ## demo: tune the built-in digits workload on two mock devices and write $(RUN)/report.html
 demo: venv
@@ -12,6 +12,10 @@ demo: venv
 ## test: every test that needs no GPU
 test: venv
 	$(BIN)/python -m pytest
+
+## test-slow: further tests on real Ray, about a minute and a half
+test-slow: venv
+	$(BIN)/python -m pytest -m slow
 
 ## check: lint, strict types, and the rule that imports flow one way
 check: venv

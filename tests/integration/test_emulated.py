@@ -32,7 +32,7 @@ def timed(runtime, plan):
     return outcome.record
 
 
-@pytest.mark.parametrize("shaping", [True, False])
+@pytest.mark.parametrize("shaping", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_steps_take_what_the_cluster_says(monkeypatch, shaping):
     if not shaping:
         monkeypatch.setattr(shaped_nodes.shutil, "which", lambda _: None)

@@ -52,6 +52,7 @@ def test_what_is_found_fits_a_biased_device_and_one_more_does_not(tmp_path: Path
             assert too_large(evidence, BatchPlan.equal(found + 1, 1, workers))
 
 
+@pytest.mark.slow
 def test_unequal_devices_each_get_what_fits_them(tmp_path: Path) -> None:
     devices = [
         {"device": "small", "workers": 1, "device_memory": 400 * KIB},

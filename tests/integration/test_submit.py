@@ -258,6 +258,7 @@ def test_ray_job_submit_runs_the_launch_entry(head: Head, tmp_path: Path) -> Non
     assert BatchConfig.load(run.path).confirmation is not None and run.report.is_file()
 
 
+@pytest.mark.slow
 def test_a_dashboard_with_a_token_lets_only_its_holder_in(tmp_path: Path) -> None:
     write(tmp_path, "launch.yaml", LAUNCH.replace("train.py:workload", "digits"))
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
