@@ -113,6 +113,13 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 def _add_workload(commands: Any, name: str, purpose: str) -> argparse.ArgumentParser:
     """Add a command that takes a workload."""
+    parser = _add_command(commands, name, purpose)
+    parser.add_argument("workload", metavar="WORKLOAD", help=_WORKLOAD_HELP)
+    return parser
+
+
+def _add_command(commands: Any, name: str, purpose: str) -> argparse.ArgumentParser:
+    """Add a command whose help lists the exit codes."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=purpose,
@@ -120,7 +127,6 @@ def _add_workload(commands: Any, name: str, purpose: str) -> argparse.ArgumentPa
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("workload", metavar="WORKLOAD", help=_WORKLOAD_HELP)
     return parser
 
 
@@ -132,9 +138,14 @@ def _add_out(parser: argparse.ArgumentParser, folder: str, resume: str) -> None:
         metavar="RUN",
         help=f"run folder: a path, s3://bucket/run or gs://bucket/run (default: {folder})",
     )
+    _add_again(parser, resume, "out folder")
+
+
+def _add_again(parser: argparse.ArgumentParser, resume: str, folder: str) -> None:
+    """Add what to do if there is a run already."""
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help=resume)
-    again.add_argument("--force", action="store_true", help="overwrite the run in the out folder")
+    again.add_argument("--force", action="store_true", help=f"overwrite the run in the {folder}")
 
 
 def _add_tune(commands: Any) -> None:
@@ -168,13 +179,7 @@ def _add_tune(commands: Any) -> None:
 
 
 def _add_submit(commands: Any) -> None:
-    submit = commands.add_parser(
-        "submit",
-        help="tune as a job on a Ray cluster, and fetch its run folder",
-        allow_abbrev=False,
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    submit = _add_command(commands, "submit", "tune as a job on a Ray cluster, and fetch its run folder")
     submit.add_argument("launch", metavar="LAUNCH.yaml", help="such as launch/digits.yaml")
     submit.add_argument(
         "--address",
@@ -183,9 +188,7 @@ def _add_submit(commands: Any) -> None:
         help="the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)",
     )
     submit.add_argument("--out", metavar="RUN", help="run folder here (default: the launch's storage_path)")
-    again = submit.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="continue the run in the run folder")
-    again.add_argument("--force", action="store_true", help="overwrite the run in the run folder")
+    _add_again(submit, "continue the run in the run folder", "run folder")
     submit.add_argument("--follow", metavar="JOB", help="follow this job of the launch, and submit nothing")
     submit.add_argument("--json", action="store_true", help="print the batch configuration as JSON")
     submit.set_defaults(run=_command("submit"))
@@ -230,13 +233,7 @@ def _add_recommend(commands: Any) -> None:
         ("recommend", "decide again from what a run measured, for its cluster or others", "configuration"),
         ("explain", "say why the answer is what it is, and what would change it", "explanation"),
     ):
-        parser = commands.add_parser(
-            name,
-            help=purpose,
-            allow_abbrev=False,
-            epilog=EXIT_CODES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        parser = _add_command(commands, name, purpose)
         parser.add_argument("folder", metavar="RUN", help="run folder")
         parser.add_argument(
             "--cluster",

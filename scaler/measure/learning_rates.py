@@ -8,6 +8,7 @@ ranks are free, the next best trials run beside it. Seeds are spent where the an
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from scaler.records import ConvergenceRecord, WorkloadRecord
 from scaler.stats import Floats
 from scaler.units import round_rate
 from scaler.workload import Workload
+
+_Asked = TypeVar("_Asked", int, BatchPlan)
 
 _EPOCHS = 100  # a trial's default limit
 _STEP = 3.0  # between the first learning rates
@@ -137,15 +140,16 @@ class _Search:
         answered, launched = True, 0
         while answered:
             trials, launches = self._worthiest()
-            batches = self._affordable(batch for _, batch in trials[: self._at_once])
-            if launches and launched < _MOST_LAUNCHES and not (batches and trials[0][0] > launches[0][0]):
-                answered = self._times.time_again(launches[0][1])
+            batches = self._affordable(list(trials)[: self._at_once])
+            launch = next(iter(launches), None) if launched < _MOST_LAUNCHES else None
+            if launch is not None and not (batches and trials[batches[0]] > launches[launch]):
+                answered = self._times.time_again(launch)
                 launched += 1
             else:
                 answered = bool(batches) and self._round(batches)
 
-    def _worthiest(self) -> tuple[list[tuple[float, int]], list[tuple[float, BatchPlan]]]:
-        """List trials (batches tried and their neighbours) and launches worth asking, by worth per second."""
+    def _worthiest(self) -> tuple[dict[int, float], dict[BatchPlan, float]]:
+        """Give what trials of batches and launches of plans are worth a second; best first, none idle."""
         batches = self._contested()
         examples = self._draw_examples(batches)
         plans = self._finalists(batches, examples.mean(axis=0))
@@ -154,15 +158,9 @@ class _Search:
         scores = examples[:, place] + log_price(self._objective, plans, steps_s)
         noise = [*np.full(len(batches), self._noise()), *np.full(len(plans), self._times.noise)]
         found = worth(scores, np.concatenate([examples, np.log(steps_s)], axis=1), np.array(noise))
-        typical_s = dict(zip(batches, self._trial_s(batches, examples.mean(axis=0)), strict=True))
-        trials = [(w / typical_s[b], b) for w, b in zip(found, batches, strict=False) if w > _WORTH]
-        costs_s = self._times.costs_s(plans)
-        own = zip(found[len(batches) :], costs_s, plans, strict=True)
-        launches = [(w / cost_s, plan) for w, cost_s, plan in own if w > _WORTH and np.isfinite(cost_s)]
-        return (
-            sorted(trials, key=lambda item: -item[0]),
-            sorted(launches, key=lambda item: -item[0]),
-        )
+        of_trials, of_launches = np.split(found, [len(batches)])
+        trials_s, launches_s = self._trial_s(batches, examples.mean(axis=0)), self._times.costs_s(plans)
+        return _by_second(batches, of_trials, trials_s), _by_second(plans, of_launches, launches_s)
 
     def _contested(self) -> list[int]:
         """List the batches that reached the target, and the untried neighbours of those."""
@@ -275,6 +273,12 @@ class _Search:
                 break
             kept.append(batch)
         return kept
+
+
+def _by_second(asked: Sequence[_Asked], worths: Floats, costs_s: Floats) -> dict[_Asked, float]:
+    """Give what each is worth a second, best first; without those that are not worth asking, or cannot be."""
+    kept = [i for i in range(len(asked)) if worths[i] > _WORTH and np.isfinite(costs_s[i])]
+    return {asked[i]: worths[i] / costs_s[i] for i in sorted(kept, key=lambda i: -worths[i] / costs_s[i])}
 
 
 def trial_limit(workload: Workload, sizes: WorkloadRecord) -> int:

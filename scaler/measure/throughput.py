@@ -69,10 +69,6 @@ class LaunchedTimes:
         """Predict their median steps [plans]."""
         return np.array([found.value for found in self.fit.predict_all(self.shapes(plans))])
 
-    def fastest_s(self, batch: int) -> float:
-        """Predict the step of a batch on the worker count where it is fastest."""
-        return float(self.typical_s(self.plans([batch])).min())
-
     def draw_s(self, plans: Sequence[BatchPlan], draws: int) -> Floats:
         """Draw what their steps may truly take, all together [draws, plans]."""
         return self.fit.draw_s(self.shapes(plans), draws, seed=1)

@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 
 class Ended(NamedTuple):
@@ -32,6 +35,13 @@ def run_ranks(script: str | Path, folder: Path, world: int, timeout_s: float, **
         Ended(process.wait(), log.read_text(), ended)
         for process, log, ended in zip(processes, logs, in_time, strict=True)
     ]
+
+
+def saved_by_ranks(folder: Path, outputs: Sequence[str]) -> list[Any]:
+    """Load what each rank saved as rank-N.pt; where one saved nothing, what it printed tells why."""
+    missing = [n for n in range(len(outputs)) if not (folder / f"rank-{n}.pt").exists()]
+    assert not missing, outputs[missing[0]]
+    return [torch.load(folder / f"rank-{number}.pt") for number in range(len(outputs))]
 
 
 def _ends(process: subprocess.Popen[bytes], timeout_s: float) -> bool:

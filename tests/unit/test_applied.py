@@ -8,7 +8,7 @@ import applied_ranks
 import pytest
 import torch
 from applied_ranks import BATCH, EXAMPLES, LOSSES, PLANS, RATE, SEED, STEPS, network, sentences, train
-from rank_processes import run_ranks
+from rank_processes import run_ranks, saved_by_ranks
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -30,9 +30,7 @@ RECORDED = Path(__file__).parents[1] / "recorded" / "digits-mock-2"
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     ended = run_ranks(applied_ranks.__file__, folder, 2, timeout_s=120)
-    missing = [n for n in range(2) if not (folder / f"rank-{n}.pt").exists()]
-    assert not missing, ended[missing[0]].output
-    return [torch.load(folder / f"rank-{number}.pt") for number in range(2)]
+    return saved_by_ranks(folder, [rank.output for rank in ended])
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Every spread of one global batch is one and the same optimizer step."""
 
 import itertools
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import spread_cases
 import torch
 import torch.nn.functional as F
-from rank_processes import run_ranks
+from rank_processes import run_ranks, saved_by_ranks
 from spread_cases import CONVERGENCE, NOISE_PLANS, STEPS, TWO_RANKS, WORKLOADS, alone, train
 from torch import nn
 
@@ -49,9 +48,7 @@ def outputs(folder):
 
 @pytest.fixture(scope="module")
 def ranks(folder, outputs):
-    missing = [n for n in range(2) if not Path(folder / f"rank-{n}.pt").exists()]
-    assert not missing, outputs[missing[0]]
-    return [torch.load(folder / f"rank-{number}.pt") for number in range(2)]
+    return saved_by_ranks(folder, outputs)
 
 
 # One rank

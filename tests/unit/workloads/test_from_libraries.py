@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rank_processes import run_ranks
+from rank_processes import run_ranks, saved_by_ranks
 
 from scaler import BatchPlan, Cluster, LaunchConfig, tune
 from scaler.device import Device
@@ -29,9 +29,7 @@ WORKLOADS = {"lightning": library_cases.points, "hugging face": library_cases.co
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     ended = run_ranks(library_cases.__file__, folder, 2, timeout_s=180)
-    missing = [n for n in range(2) if not (folder / f"rank-{n}.pt").exists()]
-    assert not missing, ended[missing[0]].output
-    return [torch.load(folder / f"rank-{number}.pt") for number in range(2)]
+    return saved_by_ranks(folder, [rank.output for rank in ended])
 
 
 def whole(name):
